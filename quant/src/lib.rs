@@ -1,1 +1,5 @@
-//! GGML block formats.
+//! GGML block formats: encode, decode, dot products and tiled matrix products.
+
+pub mod format;
+
+pub use format::Format;

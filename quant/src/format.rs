@@ -1,0 +1,153 @@
+//! The closed set of GGML block formats and the one table that describes them.
+//!
+//! A format's id, name and block geometry are facts of the GGUF file format (`enum ggml_type`). Everything else in
+//! the crate asks this table; no other file matches on `Format` to learn a size.
+
+/// A GGML tensor type that rynd can read.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+#[expect(non_camel_case_types, reason = "the field writes these names with underscores")]
+#[repr(u8)]
+pub enum Format {
+    F32,
+    F16,
+    BF16,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    Q2_K,
+    Q3_K,
+    Q4_K,
+    Q5_K,
+    Q6_K,
+    Q8_K,
+    IQ1_S,
+    IQ1_M,
+    IQ2_XXS,
+    IQ2_XS,
+    IQ2_S,
+    IQ3_XXS,
+    IQ3_S,
+    IQ4_NL,
+    IQ4_XS,
+    TQ1_0,
+    TQ2_0,
+    MXFP4,
+    NVFP4,
+}
+
+struct Row {
+    format: Format,
+    ggml_id: u32,
+    name: &'static str,
+    block_len: usize,
+    block_bytes: usize,
+}
+
+const fn row(format: Format, ggml_id: u32, name: &'static str, block_len: usize, block_bytes: usize) -> Row {
+    Row { format, ggml_id, name, block_len, block_bytes }
+}
+
+/// In the order of the enum, so that `format as usize` is the index (a test holds this).
+const TABLE: [Row; 27] = [
+    row(Format::F32, 0, "F32", 1, 4),
+    row(Format::F16, 1, "F16", 1, 2),
+    row(Format::BF16, 30, "BF16", 1, 2),
+    row(Format::Q4_0, 2, "Q4_0", 32, 18),
+    row(Format::Q4_1, 3, "Q4_1", 32, 20),
+    row(Format::Q5_0, 6, "Q5_0", 32, 22),
+    row(Format::Q5_1, 7, "Q5_1", 32, 24),
+    row(Format::Q8_0, 8, "Q8_0", 32, 34),
+    row(Format::Q2_K, 10, "Q2_K", 256, 84),
+    row(Format::Q3_K, 11, "Q3_K", 256, 110),
+    row(Format::Q4_K, 12, "Q4_K", 256, 144),
+    row(Format::Q5_K, 13, "Q5_K", 256, 176),
+    row(Format::Q6_K, 14, "Q6_K", 256, 210),
+    row(Format::Q8_K, 15, "Q8_K", 256, 292),
+    row(Format::IQ1_S, 19, "IQ1_S", 256, 50),
+    row(Format::IQ1_M, 29, "IQ1_M", 256, 56),
+    row(Format::IQ2_XXS, 16, "IQ2_XXS", 256, 66),
+    row(Format::IQ2_XS, 17, "IQ2_XS", 256, 74),
+    row(Format::IQ2_S, 22, "IQ2_S", 256, 82),
+    row(Format::IQ3_XXS, 18, "IQ3_XXS", 256, 98),
+    row(Format::IQ3_S, 21, "IQ3_S", 256, 110),
+    row(Format::IQ4_NL, 20, "IQ4_NL", 32, 18),
+    row(Format::IQ4_XS, 23, "IQ4_XS", 256, 136),
+    row(Format::TQ1_0, 34, "TQ1_0", 256, 54),
+    row(Format::TQ2_0, 35, "TQ2_0", 256, 66),
+    row(Format::MXFP4, 39, "MXFP4", 32, 17),
+    row(Format::NVFP4, 40, "NVFP4", 64, 36),
+];
+
+impl Format {
+    /// Every format, in the order of the enum.
+    pub fn all() -> impl Iterator<Item = Format> {
+        TABLE.iter().map(|row| row.format)
+    }
+
+    /// The format with this id in a GGUF tensor table.
+    pub fn from_ggml_id(id: u32) -> Option<Format> {
+        TABLE.iter().find(|row| row.ggml_id == id).map(|row| row.format)
+    }
+
+    /// The format of this name, case-insensitively ("q4_k", "BF16").
+    pub fn from_name(name: &str) -> Option<Format> {
+        TABLE.iter().find(|row| row.name.eq_ignore_ascii_case(name)).map(|row| row.format)
+    }
+
+    /// The id in a GGUF tensor table.
+    pub fn ggml_id(self) -> u32 {
+        self.row().ggml_id
+    }
+
+    /// The name in the field's spelling ("Q4_K").
+    pub fn name(self) -> &'static str {
+        self.row().name
+    }
+
+    /// Weights in one block.
+    pub fn block_len(self) -> usize {
+        self.row().block_len
+    }
+
+    /// Bytes of one block.
+    pub fn block_bytes(self) -> usize {
+        self.row().block_bytes
+    }
+
+    /// Bits a weight, scales included.
+    pub fn bits_per_weight(self) -> f64 {
+        self.block_bytes() as f64 * 8.0 / self.block_len() as f64
+    }
+
+    /// Bytes of a row of `k` weights; `None` when `k` is no multiple of the block or the size overflows.
+    pub fn row_bytes(self, k: usize) -> Option<usize> {
+        if !k.is_multiple_of(self.block_len()) {
+            return None;
+        }
+        (k / self.block_len()).checked_mul(self.block_bytes())
+    }
+
+    fn row(self) -> &'static Row {
+        &TABLE[self as usize]
+    }
+}
+
+impl std::fmt::Display for Format {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_in_the_order_of_the_enum() {
+        for (i, row) in TABLE.iter().enumerate() {
+            assert_eq!(row.format as usize, i, "{}", row.name);
+        }
+    }
+}
