@@ -4,6 +4,8 @@
 
 pub mod attention;
 pub mod block;
+pub mod encode;
+mod fit;
 pub mod format;
 pub mod grids;
 
@@ -24,4 +26,5 @@ pub mod q8_0;
 pub mod q8_k;
 pub mod tq;
 
+pub use encode::EncodeError;
 pub use format::Format;
