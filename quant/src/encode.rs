@@ -8,7 +8,7 @@
 
 use crate::Format;
 use crate::block::{Block, MAX_LEN};
-use crate::fit::Weighted;
+use crate::fit::{LANES, Weighted, sum};
 
 /// Why rows could not be encoded.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
@@ -37,6 +37,8 @@ pub trait Encode: Block {
 /// Error weight of a weight `x` where no importance is known.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Weighting {
+    /// The encoder asks for none, with importance or without.
+    Unused,
     /// 1.
     Uniform,
     /// `|x|` plus the root mean square of the block.
@@ -144,12 +146,14 @@ fn rows_loop<E: Encode>(src: &[f32], k: usize, dst: &mut [u8], importance: Optio
         let row_mean_square = if importance.is_some() { mean_square(row) } else { 0.0 };
         let blocks = row.chunks_exact(E::LEN).zip(dst.chunks_exact_mut(E::BYTES));
         for (i, (x, dst)) in blocks.enumerate() {
-            match importance {
-                Some(importance) => important(x, &importance[i * E::LEN..][..E::LEN], row_mean_square, w),
-                None => unimportant(x, E::WEIGHTING, w),
-            }
-            for j in 0..E::LEN {
-                wx[j] = w[j] * x[j];
+            if E::WEIGHTING != Weighting::Unused {
+                match importance {
+                    Some(importance) => important(x, &importance[i * E::LEN..][..E::LEN], row_mean_square, w),
+                    None => unimportant(x, E::WEIGHTING, w),
+                }
+                for j in 0..E::LEN {
+                    wx[j] = w[j] * x[j];
+                }
             }
             E::encode(&Weighted { x, w, wx }, dst);
         }
@@ -159,15 +163,18 @@ fn rows_loop<E: Encode>(src: &[f32], k: usize, dst: &mut [u8], importance: Optio
 /// Mean of the squares, in lanes so that it vectorises.
 #[inline(always)]
 pub(crate) fn mean_square(x: &[f32]) -> f32 {
-    let mut sums = [0.0_f32; 16];
-    let chunks = x.chunks_exact(16);
-    let rest: f32 = chunks.remainder().iter().map(|x| x * x).sum();
+    let mut sums = [0.0_f32; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let mut rest = 0.0;
+    for x in chunks.remainder() {
+        rest += x * x;
+    }
     for chunk in chunks {
         for (sum, x) in sums.iter_mut().zip(chunk) {
             *sum += x * x;
         }
     }
-    (sums.iter().sum::<f32>() + rest) / x.len() as f32
+    (sum(&sums) + rest) / x.len() as f32
 }
 
 /// Weights must be positive: a group of zeros, or one that no activation reached, still has to choose.
@@ -186,6 +193,7 @@ fn important(x: &[f32], importance: &[f32], mean_square: f32, w: &mut [f32]) {
 #[inline(always)]
 fn unimportant(x: &[f32], weighting: Weighting, w: &mut [f32]) {
     match weighting {
+        Weighting::Unused => {}
         Weighting::Uniform => w.fill(1.0),
         Weighting::Linear => {
             let rms = mean_square(x).sqrt() + FLOOR;

@@ -50,6 +50,13 @@ pub fn round(y: f32) -> f32 {
     (y + SHIFT) - SHIFT
 }
 
+/// The nearest integer to `y`, ties to even; `|y|` below 2^22. Unlike `as`, it needs no care for NaN and overflow.
+#[inline(always)]
+pub fn integer(y: f32) -> i32 {
+    const SHIFT: f32 = 12_582_912.0;
+    (y + SHIFT).to_bits() as i32 - SHIFT.to_bits() as i32
+}
+
 /// Into `lo..=hi`; NaN becomes `lo`. Unlike `f32::clamp`, two instructions.
 #[inline(always)]
 pub fn clamp(y: f32, lo: f32, hi: f32) -> f32 {
@@ -67,57 +74,60 @@ pub fn smaller(a: f32, b: f32) -> f32 {
     if a < b { a } else { b }
 }
 
-/// The entry of every column of `table` in the lane where column 0 is largest.
+/// The lane of the largest score, to within a few units of the last place; negative scores lose to others.
+///
+/// The lane replaces a score's lowest bits, and non-negative floats compare as integers do, so this is a plain maximum.
 #[inline(always)]
-pub fn best_lane<const C: usize>(table: &[Lanes; C]) -> [f32; C] {
-    let half = better_half::<16, 8, C>(table);
-    let half = better_half::<8, 4, C>(&half);
-    let half = better_half::<4, 2, C>(&half);
-    let mut best = [0.0; C];
-    for c in 0..C {
-        best[c] = if half[0][0] >= half[0][1] { half[c][0] } else { half[c][1] };
+pub fn best_lane(scores: &Lanes) -> usize {
+    const LANE_BITS: u32 = LANES as u32 - 1;
+    let mut best = i32::MIN;
+    for lane in 0..LANES {
+        let key = (scores[lane].to_bits() & !LANE_BITS | lane as u32) as i32;
+        best = if key > best { key } else { best };
     }
-    best
+    (best as u32 & LANE_BITS) as usize
 }
 
+/// The value of largest magnitude, with its sign.
 #[inline(always)]
-fn better_half<const N: usize, const HALF: usize, const C: usize>(table: &[[f32; N]; C]) -> [[f32; HALF]; C] {
-    let mut better = [[0.0; HALF]; C];
-    for c in 0..C {
-        for lane in 0..HALF {
-            better[c][lane] =
-                if table[0][lane] >= table[0][lane + HALF] { table[c][lane] } else { table[c][lane + HALF] };
-        }
+pub fn largest(x: &[f32]) -> f32 {
+    let mut best = 0;
+    for x in x {
+        let key = x.to_bits().rotate_left(1); // magnitude first, then the sign
+        best = if key > best { key } else { best };
     }
-    better
+    f32::from_bits(best.rotate_right(1))
 }
 
-/// Smallest and largest of a group.
+/// Smallest and largest value.
 #[inline(always)]
-pub fn extremes<const N: usize>(x: &[f32; N]) -> (f32, f32) {
-    let (mut lo, mut hi) = ([0.0; LANES], [0.0; LANES]);
-    lo.copy_from_slice(&x[..LANES]);
-    hi.copy_from_slice(&x[..LANES]);
-    for x in x[LANES..].chunks_exact(LANES) {
-        for lane in 0..LANES {
-            lo[lane] = smaller(lo[lane], x[lane]);
-            hi[lane] = larger(hi[lane], x[lane]);
-        }
+pub fn extremes(x: &[f32]) -> (f32, f32) {
+    // Flipping the magnitude bits of negative floats makes all compare as integers do; twice is the identity.
+    #[inline(always)]
+    fn ordered(bits: i32) -> i32 {
+        bits ^ (bits >> 31 & i32::MAX)
     }
-    let (lo, hi) = extreme_half::<16, 8>(&lo, &hi);
-    let (lo, hi) = extreme_half::<8, 4>(&lo, &hi);
-    let (lo, hi) = extreme_half::<4, 2>(&lo, &hi);
-    (smaller(lo[0], lo[1]), larger(hi[0], hi[1]))
+    let (mut lo, mut hi) = (i32::MAX, i32::MIN);
+    for x in x {
+        let key = ordered(x.to_bits() as i32);
+        lo = if key < lo { key } else { lo };
+        hi = if key > hi { key } else { hi };
+    }
+    (f32::from_bits(ordered(lo) as u32), f32::from_bits(ordered(hi) as u32))
 }
 
+/// The sum of all lanes, pairwise.
 #[inline(always)]
-fn extreme_half<const N: usize, const HALF: usize>(lo: &[f32; N], hi: &[f32; N]) -> ([f32; HALF], [f32; HALF]) {
-    let mut half = ([0.0; HALF], [0.0; HALF]);
-    for lane in 0..HALF {
-        half.0[lane] = smaller(lo[lane], lo[lane + HALF]);
-        half.1[lane] = larger(hi[lane], hi[lane + HALF]);
+pub fn sum(lanes: &Lanes) -> f32 {
+    let mut eight = [0.0; 8];
+    for i in 0..8 {
+        eight[i] = lanes[i] + lanes[i + 8];
     }
-    half
+    let mut four = [0.0; 4];
+    for i in 0..4 {
+        four[i] = eight[i] + eight[i + 4];
+    }
+    (four[0] + four[2]) + (four[1] + four[3])
 }
 
 /// A scale as its f16 bits and as the f32 that a decoder will see.
@@ -143,17 +153,16 @@ impl Half {
     }
 }
 
-/// Rounds to nearest even; `x` finite, non-negative, at most 65504.
+/// Rounds to nearest even, without branches; `x` finite, non-negative, at most 65504.
 #[inline(always)]
-fn f32_to_f16(x: f32) -> u16 {
+pub fn f32_to_f16(x: f32) -> u16 {
     const SMALLEST_NORMAL: f32 = 6.103_515_6e-5; // 2^-14
-    if x < SMALLEST_NORMAL {
-        // In units of 2^-24 a subnormal is an integer.
-        return round(x * 16_777_216.0) as u16;
-    }
+    // In units of 2^-24 a subnormal is an integer.
+    let subnormal = integer(smaller(x, SMALLEST_NORMAL) * 16_777_216.0);
     let bits = x.to_bits();
-    let rounded = bits + 0x0fff + (bits >> 13 & 1);
-    ((rounded - ((127 - 15) << 23)) >> 13) as u16
+    let rounded = bits.wrapping_add(0x0fff + (bits >> 13 & 1));
+    let normal = rounded.wrapping_sub((127 - 15) << 23) >> 13;
+    (if x < SMALLEST_NORMAL { subnormal as u32 } else { normal }) as u16
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 use crate::block::{Block, f16_at};
 use crate::encode::{Encode, Weighting};
 use crate::fit::Weighted;
-use crate::fit::scale::{Integers, fit_scales, levels};
+use crate::fit::scale::{Integers, codes, fit_scales};
 
 pub struct Q3_K;
 
@@ -44,17 +44,17 @@ impl Block for Q3_K {
 }
 
 impl Encode for Q3_K {
-    const WEIGHTING: Weighting = Weighting::Square;
+    const WEIGHTING: Weighting = Weighting::Linear;
 
     #[inline(always)]
     fn encode(block: &Weighted, dst: &mut [u8]) {
         let fit = fit_scales::<Integers<4>, 16, 16>(block, -32, 31, 1);
         dst.fill(0);
         for group in 0..16 {
-            let levels = levels::<Integers<4>, 16>(block.group(group), fit.d.value * fit.scales[group] as f32);
+            let codes = codes::<Integers<4>, 16>(block.group(group), fit.d.value * fit.scales[group] as f32);
             let (plane, j0) = (group / 2, group % 2 * 16);
             for j in 0..16 {
-                let q = (levels[j] as i32 + 4) as u8;
+                let q = codes[j];
                 dst[j0 + j] |= q >> 2 << plane;
                 dst[32 + group / 8 * 32 + j0 + j] |= (q & 3) << (plane % 4 * 2);
             }

@@ -7,7 +7,7 @@
 use crate::block::{Block, f16_at};
 use crate::encode::{Encode, Weighting};
 use crate::fit::Weighted;
-use crate::fit::scale::{Integers, fit_scales, levels};
+use crate::fit::scale::{Integers, codes, fit_scales};
 
 pub struct Q6_K;
 
@@ -36,13 +36,13 @@ impl Encode for Q6_K {
 
     #[inline(always)]
     fn encode(block: &Weighted, dst: &mut [u8]) {
-        let fit = fit_scales::<Integers<32>, 16, 16>(block, -128, 127, 0);
+        let fit = fit_scales::<Integers<32>, 16, 16>(block, -128, 127, 1);
         dst.fill(0);
         for g in 0..16 {
-            let levels = levels::<Integers<32>, 16>(block.group(g), fit.d.value * fit.scales[g] as f32);
+            let codes = codes::<Integers<32>, 16>(block.group(g), fit.d.value * fit.scales[g] as f32);
             let (half, s, j) = (g / 8, g / 2 % 4, g % 2 * 16);
             for i in 0..16 {
-                let q = (levels[i] as i32 + 32) as u8;
+                let q = codes[i];
                 dst[64 * half + 32 * (s % 2) + j + i] |= (q & 15) << (s / 2 * 4);
                 dst[128 + 32 * half + j + i] |= (q >> 4) << (2 * s);
             }

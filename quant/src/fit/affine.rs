@@ -4,7 +4,7 @@
 //! sign (`FREE` false), so there an offset above zero becomes zero. The score of a pair is how much it lowers the
 //! weighted squared error below that of all zeros.
 
-use super::{Group, Half, LANES, Lanes, Weighted, best_lane, clamp, extremes, larger, round, smaller};
+use super::{Group, Half, LANES, Lanes, Weighted, best_lane, clamp, extremes, integer, larger, round, smaller, sum};
 
 /// The sums over a group that the equations need; `l` is the level.
 #[derive(Clone, Copy)]
@@ -30,7 +30,7 @@ fn totals<const N: usize>(group: Group<N>) -> Totals {
             swx[lane] += wx[lane];
         }
     }
-    Totals { sw: sw.iter().sum(), swx: swx.iter().sum() }
+    Totals { sw: sum(&sw), swx: sum(&swx) }
 }
 
 /// The sums of the levels that each lane's `level = inverse * x + shift` gives.
@@ -105,7 +105,8 @@ pub fn best_pair<const TOP: i32, const FREE: bool, const N: usize>(group: Group<
         sums_now = sums::<TOP, N>(group, &inverse, &shift);
         (scale, offset, score) = solve::<FREE>(t, &sums_now);
     }
-    let [_, scale, offset] = best_lane(&[score, scale, offset]);
+    let best = best_lane(&score);
+    let (scale, offset) = (scale[best], offset[best]);
     if scale > 0.0 { (scale, offset) } else { (0.0, if FREE || t.swx < 0.0 { t.swx / t.sw } else { 0.0 }) }
 }
 
@@ -121,10 +122,6 @@ pub struct Pairs<const G: usize> {
     pub m: Half,
     pub scales: [u8; G],
     pub mins: [u8; G],
-}
-
-impl<const G: usize> Pairs<G> {
-    const ZERO: Pairs<G> = Pairs { d: Half::ZERO, m: Half::ZERO, scales: [0; G], mins: [0; G] };
 }
 
 /// A group under the best of 16 integer pairs.
@@ -160,8 +157,8 @@ fn best_integers<const TOP: i32, const N: usize>(
     for lane in 0..LANES {
         score[lane] = gain(t, sl[lane], sll[lane], slx[lane], d * scale[lane], -m * min[lane]);
     }
-    let [score, scale, min, sl, sll, slx] = best_lane(&[score, scale, min, sl, sll, slx]);
-    Choice { scale, min, score, sl, sll, slx }
+    let best = best_lane(&score);
+    Choice { scale: scale[best], min: min[best], score: score[best], sl: sl[best], sll: sll[best], slx: slx[best] }
 }
 
 /// Scales and offsets `0..=limit` for all groups.
@@ -180,50 +177,34 @@ pub fn fit_pairs<const TOP: i32, const N: usize, const G: usize>(
         (scale[g], min[g]) = (s, -o);
         (top_scale, top_min) = (larger(top_scale, s), larger(top_min, -o));
     }
-    let (mut d, mut m) = (Half::new(top_scale / limit), Half::new(top_min / limit));
-    let mut best = Pairs::ZERO;
-    let mut best_score = 0.0;
-    for _ in 0..ROUNDS {
-        if (d.bits, m.bits) == (best.d.bits, best.m.bits) {
-            break;
-        }
-        let mut pairs = Pairs { d, m, scales: [0; G], mins: [0; G] };
-        let mut score = 0.0;
-        // Least squares for d and m: x ~ d (scale level) - m (min).
-        let (mut aa, mut ab, mut bb, mut ax, mut bx) = (0.0, 0.0, 0.0, 0.0, 0.0);
-        for g in 0..G {
-            let guess = (
-                if d.value > 0.0 { clamp(scale[g] / d.value, 0.0, limit) } else { 0.0 },
-                if m.value > 0.0 { clamp(min[g] / m.value, 0.0, limit) } else { 0.0 },
-            );
-            let c = best_integers::<TOP, N>(block.group(g), all[g], (d.value, m.value), guess, limit);
-            (pairs.scales[g], pairs.mins[g]) = (c.scale as u8, c.min as u8);
-            score += c.score;
-            aa += c.scale * c.scale * c.sll;
-            ab += c.scale * c.min * c.sl;
-            bb += c.min * c.min * all[g].sw;
-            ax += c.scale * c.slx;
-            bx += c.min * all[g].swx;
-        }
-        if score > best_score {
-            (best_score, best) = (score, pairs);
-        }
-        let determinant = aa * bb - ab * ab;
-        let (new_d, new_m) = if determinant > 1e-6 * aa * bb {
-            ((ax * bb - ab * bx) / determinant, (ab * ax - aa * bx) / determinant)
-        } else {
-            (if aa > 0.0 { ax / aa } else { 0.0 }, 0.0)
-        };
-        if !(new_d > 0.0 && new_m >= 0.0) {
-            break;
-        }
-        (d, m) = (Half::new(new_d), Half::new(new_m));
+    let (d, m) = (Half::new(top_scale / limit), Half::new(top_min / limit));
+    let mut fit = Pairs { d, m, scales: [0; G], mins: [0; G] };
+    // Least squares for d and m under the chosen integers and levels: x ~ d (scale level) - m (min).
+    let (mut aa, mut ab, mut bb, mut ax, mut bx) = (0.0, 0.0, 0.0, 0.0, 0.0);
+    for g in 0..G {
+        let guess = (
+            if d.value > 0.0 { clamp(scale[g] / d.value, 0.0, limit) } else { 0.0 },
+            if m.value > 0.0 { clamp(min[g] / m.value, 0.0, limit) } else { 0.0 },
+        );
+        let c = best_integers::<TOP, N>(block.group(g), all[g], (d.value, m.value), guess, limit);
+        (fit.scales[g], fit.mins[g]) = (integer(c.scale) as u8, integer(c.min) as u8);
+        aa += c.scale * c.scale * c.sll;
+        ab += c.scale * c.min * c.sl;
+        bb += c.min * c.min * all[g].sw;
+        ax += c.scale * c.slx;
+        bx += c.min * all[g].swx;
     }
-    best
+    let determinant = aa * bb - ab * ab;
+    let (d, m) = if determinant > 1e-6 * aa * bb {
+        ((ax * bb - ab * bx) / determinant, (ab * ax - aa * bx) / determinant)
+    } else {
+        (if aa > 0.0 { ax / aa } else { 0.0 }, 0.0)
+    };
+    if d > 0.0 && m >= 0.0 {
+        (fit.d, fit.m) = (Half::new(d), Half::new(m));
+    }
+    fit
 }
-
-/// Times that the units of a super-block are fitted to the levels, and these to them.
-const ROUNDS: usize = 2;
 
 impl<const G: usize> Pairs<G> {
     /// The levels of group `g`.
@@ -240,7 +221,7 @@ pub fn levels<const TOP: i32, const N: usize>(group: Group<N>, scale: f32, offse
     let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
     let mut levels = [0; N];
     for i in 0..N {
-        levels[i] = round(clamp((group.x[i] - offset) * inverse, 0.0, TOP as f32)) as u8;
+        levels[i] = integer(clamp((group.x[i] - offset) * inverse, 0.0, TOP as f32)) as u8;
     }
     levels
 }

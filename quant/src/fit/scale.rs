@@ -4,7 +4,7 @@
 //! `2 s slx - s^2 sll` with `slx = sum w x level` and `sll = sum w level^2`; the best `s` for given levels is
 //! `slx / sll`, with score `slx^2 / sll`.
 
-use super::{Group, Half, LANES, Lanes, Weighted, best_lane, clamp, extremes, round};
+use super::{Group, Half, LANES, Lanes, Weighted, best_lane, clamp, integer, largest, round};
 
 /// The values that a format can multiply its scale with.
 pub trait Levels {
@@ -13,6 +13,9 @@ pub trait Levels {
 
     /// The level nearest to `y`.
     fn nearest(y: f32) -> f32;
+
+    /// The code that the format stores for that level.
+    fn code(y: f32) -> u8;
 }
 
 /// `a` lanes around `min`, the others around `max`, each from `1 - below` to `1 + above` times it.
@@ -41,6 +44,11 @@ impl<const HALF: i32> Levels for Integers<HALF> {
     fn nearest(y: f32) -> f32 {
         round(clamp(y, -HALF as f32, (HALF - 1) as f32))
     }
+
+    #[inline(always)]
+    fn code(y: f32) -> u8 {
+        (integer(clamp(y, -HALF as f32, (HALF - 1) as f32)) + HALF) as u8
+    }
 }
 
 /// `(slx, sll)` of the levels that each lane's inverse scale gives.
@@ -61,8 +69,7 @@ fn sums<L: Levels, const N: usize>(group: Group<N>, inverse: &Lanes) -> (Lanes, 
 /// The best scale that `1 + refinements` passes find. 0 for a group of zeros.
 #[inline(always)]
 pub fn best_scale<L: Levels, const N: usize>(group: Group<N>, refinements: usize) -> f32 {
-    let (lo, hi) = extremes(group.x);
-    let extreme = if hi > -lo { hi } else { lo };
+    let extreme = largest(group.x);
     if extreme == 0.0 {
         return 0.0;
     }
@@ -81,8 +88,8 @@ pub fn best_scale<L: Levels, const N: usize>(group: Group<N>, refinements: usize
     for lane in 0..LANES {
         scores[lane] = if sll[lane] > 0.0 { slx[lane] * slx[lane] / sll[lane] } else { 0.0 };
     }
-    let [_, slx, sll] = best_lane(&[scores, slx, sll]);
-    if sll > 0.0 { slx / sll } else { 0.0 }
+    let best = best_lane(&scores);
+    if sll[best] > 0.0 { slx[best] / sll[best] } else { 0.0 }
 }
 
 /// Integer scales of the groups of a super-block, and their common unit.
@@ -94,18 +101,16 @@ pub struct Scales<const G: usize> {
 /// A group under the best of 16 integer scales around `guess`.
 struct Choice {
     scale: i32,
-    score: f32,
     slx: f32,
     sll: f32,
 }
 
 #[inline(always)]
 fn best_integer<L: Levels, const N: usize>(group: Group<N>, d: f32, guess: f32, lo: i32, hi: i32) -> Choice {
-    let first = (round(guess) as i32 - LANES as i32 / 2).clamp(lo, hi - (LANES as i32 - 1));
-    let (mut integer, mut scale, mut inverse) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
+    let first = (integer(guess) - LANES as i32 / 2).clamp(lo, hi - (LANES as i32 - 1));
+    let (mut scale, mut inverse) = ([0.0; LANES], [0.0; LANES]);
     for lane in 0..LANES {
-        integer[lane] = (first + lane as i32) as f32;
-        scale[lane] = d * integer[lane];
+        scale[lane] = d * (first + lane as i32) as f32;
         inverse[lane] = if scale[lane] != 0.0 { 1.0 / scale[lane] } else { 0.0 };
     }
     let (slx, sll) = sums::<L, N>(group, &inverse);
@@ -113,64 +118,52 @@ fn best_integer<L: Levels, const N: usize>(group: Group<N>, d: f32, guess: f32, 
     for lane in 0..LANES {
         scores[lane] = scale[lane] * (2.0 * slx[lane] - scale[lane] * sll[lane]);
     }
-    let [score, integer, slx, sll] = best_lane(&[scores, integer, slx, sll]);
-    Choice { scale: integer as i32, score, slx, sll }
+    let best = best_lane(&scores);
+    Choice { scale: first + best as i32, slx: slx[best], sll: sll[best] }
 }
 
-/// Scales in `lo..=hi` (`lo` the larger in magnitude) for all groups.
+/// Scales in `lo..=hi` (`lo` the larger in magnitude) for all groups. In every round the scales are chosen for the
+/// unit, then the unit is solved for, which can only lower the error.
 #[inline(always)]
 pub fn fit_scales<L: Levels, const N: usize, const G: usize>(
     block: &Weighted,
     lo: i32,
     hi: i32,
-    refinements: usize,
+    rounds: usize,
 ) -> Scales<G> {
     let mut targets = [0.0_f32; G];
     let mut largest = 0.0_f32;
     for g in 0..G {
-        targets[g] = best_scale::<L, N>(block.group(g), refinements);
+        targets[g] = best_scale::<L, N>(block.group(g), 0);
         largest = if targets[g].abs() > largest.abs() { targets[g] } else { largest };
     }
-    let mut best = Scales { d: Half::ZERO, scales: [0; G] };
-    let mut best_score = 0.0;
-    let mut d = Half::new(largest / lo as f32);
-    for _ in 0..ROUNDS {
-        if d.bits == best.d.bits || d.value == 0.0 {
+    let mut fit = Scales { d: Half::new(largest / lo as f32), scales: [0; G] };
+    for _ in 0..rounds {
+        let d = fit.d.value;
+        if d == 0.0 {
             break;
         }
-        let mut scales = [0; G];
-        let (mut score, mut numerator, mut denominator) = (0.0, 0.0, 0.0);
+        let (mut numerator, mut denominator) = (0.0, 0.0);
         for g in 0..G {
-            let choice = best_integer::<L, N>(
-                block.group(g),
-                d.value,
-                clamp(targets[g] / d.value, lo as f32, hi as f32),
-                lo,
-                hi,
-            );
-            scales[g] = choice.scale;
-            score += choice.score;
-            numerator += choice.scale as f32 * choice.slx;
-            denominator += (choice.scale * choice.scale) as f32 * choice.sll;
+            let guess = clamp(targets[g] / d, lo as f32, hi as f32);
+            let choice = best_integer::<L, N>(block.group(g), d, guess, lo, hi);
+            fit.scales[g] = choice.scale;
+            let scale = choice.scale as f32;
+            numerator += scale * choice.slx;
+            denominator += scale * scale * choice.sll;
         }
-        if score > best_score {
-            (best_score, best) = (score, Scales { d, scales });
-        }
-        d = Half::new(if denominator > 0.0 { numerator / denominator } else { 0.0 });
+        fit.d = Half::new(if denominator > 0.0 { numerator / denominator } else { 0.0 });
     }
-    best
+    fit
 }
 
-/// Times that the unit of a super-block is fitted to the levels, and these to it.
-const ROUNDS: usize = 2;
-
-/// The levels of a group under its final scale.
+/// The codes of a group under its final scale.
 #[inline(always)]
-pub fn levels<L: Levels, const N: usize>(group: Group<N>, scale: f32) -> [f32; N] {
+pub fn codes<L: Levels, const N: usize>(group: Group<N>, scale: f32) -> [u8; N] {
     let inverse = if scale != 0.0 { 1.0 / scale } else { 0.0 };
-    let mut levels = [0.0; N];
+    let mut codes = [0; N];
     for i in 0..N {
-        levels[i] = L::nearest(inverse * group.x[i]);
+        codes[i] = L::code(inverse * group.x[i]);
     }
-    levels
+    codes
 }
