@@ -89,7 +89,7 @@ static TABLE: [Row; 27] = [
     coded::<iq4::IQ4_XS>(Format::IQ4_XS, 23, "IQ4_XS"),
     row::<tq::TQ1_0>(Format::TQ1_0, 34, "TQ1_0"),
     row::<tq::TQ2_0>(Format::TQ2_0, 35, "TQ2_0"),
-    row::<fp4::MXFP4>(Format::MXFP4, 39, "MXFP4"),
+    coded::<fp4::MXFP4>(Format::MXFP4, 39, "MXFP4"),
     row::<fp4::NVFP4>(Format::NVFP4, 40, "NVFP4"),
 ];
 
