@@ -2,6 +2,7 @@
 
 pub mod acts;
 mod aligned;
+pub mod attention;
 pub mod format;
 mod ints;
 pub mod kernels;

@@ -2,6 +2,8 @@
 //!
 //! A level gives `None` for a format that it has no kernel for; the scalar one then stands in.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 pub(crate) mod scalar;
 
 use crate::format::Format;
@@ -9,10 +11,23 @@ use crate::kernels::{Level, Linear, Quantise};
 use crate::vector::Vector;
 
 pub(crate) fn has_avx2() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+    #[cfg(not(target_arch = "x86_64"))]
     false
 }
 
 pub(crate) fn has_avx512() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return has_avx2()
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512vbmi")
+        && is_x86_feature_detected!("avx512vnni")
+        && is_x86_feature_detected!("gfni");
+    #[cfg(not(target_arch = "x86_64"))]
     false
 }
 
@@ -40,6 +55,8 @@ pub(crate) fn quantise(level: Level) -> Quantise {
 
 pub(crate) fn vector(level: Level) -> Vector {
     match level {
-        Level::Scalar | Level::Avx2 | Level::Avx512 | Level::Neon => scalar::vector::TABLE,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => avx512::vector::TABLE,
+        _ => scalar::vector::TABLE,
     }
 }
