@@ -2,10 +2,16 @@
 
 #![expect(non_camel_case_types, reason = "block types carry the names that the field writes, underscores included")]
 
+pub mod acts;
+mod aligned;
 pub mod attention;
 pub mod block;
 pub mod format;
 pub mod grids;
+mod ints;
+pub mod kernels;
+mod simd;
+pub mod vector;
 
 pub mod fp4;
 pub mod iq1;
@@ -24,4 +30,7 @@ pub mod q8_0;
 pub mod q8_k;
 pub mod tq;
 
+pub use acts::{ActKind, ActRow, ActShape, ActView, Acts};
 pub use format::Format;
+pub use kernels::{Kernels, Level, Linear, OutView, ROW_TILE, Scratch, Tokens};
+pub use vector::Vector;
