@@ -93,7 +93,9 @@ impl Matrix<'_> {
         scratch: &mut rynd_quant::Scratch,
     ) {
         let n = rows.len();
-        self.linear.matmul(self.rows_of(rows), self.k, x, tokens, OutView::new(out, n), scratch);
+        let out = OutView::new(out, n);
+        // SAFETY: the view covers `out`, which is this worker's alone.
+        unsafe { self.linear.matmul(self.rows_of(rows), self.k, n, x, tokens, out, scratch) };
     }
 }
 
@@ -296,11 +298,10 @@ impl Cpu {
                 unsafe { (set.view(kinds[0], [t, k], rows_f32), set.view(kinds[1], [t, k], rows_f32)) };
             self.product(&gate, &gate_x, rows.clone(), tile, scratch);
             self.product(&up, &up_x, rows.clone(), tile2, scratch);
-            activate(self.kernels, act, tile, tile2);
-            for (token, values) in tile.chunks_exact(rows.len()).enumerate() {
+            for (token, (gate, up)) in tile.chunks_exact(rows.len()).zip(tile2.chunks_exact(rows.len())).enumerate() {
                 // SAFETY: phase contract; each chunk of rows has one writer.
-                unsafe { self.buffer(out).get_mut(token * n + rows.start..token * n + rows.end) }
-                    .copy_from_slice(values);
+                let out = unsafe { self.buffer(out).get_mut(token * n + rows.start..token * n + rows.end) };
+                activate(self.kernels, act, gate, up, out);
             }
         });
     }
@@ -309,15 +310,14 @@ impl Cpu {
 /// Matrices that one `Op::Linear` may hold.
 const MAX_PARTS: usize = 8;
 
-/// In place `gate = act(gate) * up`.
-pub(super) fn activate(kernels: &rynd_quant::Kernels, act: Activation, gate: &mut [f32], up: &[f32]) {
+/// `out = act(gate) * up`.
+pub(super) fn activate(kernels: &rynd_quant::Kernels, act: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
     match act {
-        Activation::Silu => kernels.vector().silu_mul(gate, up),
+        Activation::Silu => kernels.vector().silu_mul(out, gate, up),
         Activation::GeluTanh => {
             const SQRT_2_OVER_PI: f32 = 0.797_884_6;
-            for (g, u) in gate.iter_mut().zip(up) {
-                let x = *g;
-                *g = 0.5 * x * (1.0 + (SQRT_2_OVER_PI * x * (1.0 + 0.044_715 * x * x)).tanh()) * u;
+            for ((o, &x), u) in out.iter_mut().zip(gate).zip(up) {
+                *o = 0.5 * x * (1.0 + (SQRT_2_OVER_PI * x * (1.0 + 0.044_715 * x * x)).tanh()) * u;
             }
         }
     }
