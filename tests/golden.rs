@@ -224,12 +224,8 @@ fn rope_flags_give_what_the_same_keys_in_a_file_give() {
     let reference = reference("qwen3_yarn_long");
     let prompt = ids(&reference["prompts"]["deep"]["ids"]);
     let mut by_keys = load("qwen3_yarn_long", &exact());
-    let flags = RopeOverride {
-        scaling: Some("yarn".into()),
-        factor: Some(4.0),
-        original_context: Some(64),
-        freq_base: None,
-    };
+    let flags =
+        RopeOverride { scaling: Some("yarn".into()), factor: Some(4.0), original_context: Some(64), freq_base: None };
     let mut by_flags = load("qwen3_yarn_long", &EngineConfig { rope: flags, ..exact() });
     let off = RopeOverride { scaling: Some("none".into()), ..RopeOverride::default() };
     let mut without = load("qwen3_yarn_long", &EngineConfig { rope: off, ..exact() });
@@ -248,7 +244,8 @@ fn a_session_computes_only_what_differs_and_gets_the_same_logits() {
     let fresh = |engine: &mut Engine, ids: &[u32]| Session::new().sync(engine, ids).unwrap().to_vec();
     let expected = [fresh(&mut engine, &long), fresh(&mut engine, &edited)];
     let mut session = Session::new();
-    for (ids, expected, computed) in [(&long, &expected[0], 40), (&edited, &expected[1], 10), (&long, &expected[0], 10)] {
+    for (ids, expected, computed) in [(&long, &expected[0], 40), (&edited, &expected[1], 10), (&long, &expected[0], 10)]
+    {
         let mut count = 0;
         let logits = session
             .sync_with(&mut engine, ids, |_, total| {
