@@ -35,9 +35,11 @@ pub(crate) fn has_neon() -> bool {
     false
 }
 
-pub(crate) fn linear(level: Level, _format: Format) -> Option<Linear> {
+pub(crate) fn linear(level: Level, format: Format) -> Option<Linear> {
     match level {
-        Level::Scalar | Level::Avx2 | Level::Avx512 | Level::Neon => None,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => avx512::linear(format),
+        _ => None,
     }
 }
 
