@@ -63,10 +63,11 @@ const RULES: &[Rule] = &[
 /// In a pass that has it, the pattern after the words.
 const WHITESPACE: usize = 1;
 
+/// Cuts text into words by a named rule.
 pub struct Splitter {
     passes: Vec<Regex>,
-    pub ignore_merges: bool,
-    pub add_bos: bool,
+    pub(super) ignore_merges: bool,
+    pub(super) add_bos: bool,
 }
 
 impl Splitter {
