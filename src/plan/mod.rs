@@ -1,1 +1,163 @@
-//! plan
+//! What to compute: a forward pass as a list of steps over numbered slots.
+//!
+//! The list is built once, at load, by an architecture file through `Builder`; the executors replay it for every run.
+//! So what a model does, what it reads and what crosses the bus are values: they can be printed, counted and asserted.
+//! A plan holds no weights and no activations; it names them.
+
+mod builder;
+mod op;
+mod rope;
+
+pub use builder::{Builder, PlanError};
+pub use op::{Activation, Gating, Heads, Norm, Op, Part};
+pub use rope::{RopeLayout, RopeScaling, RopeTable};
+
+use rynd_quant::Format;
+
+/// Tokens in one page of the key-value cache.
+pub const PAGE_TOKENS: usize = 64;
+
+/// A value between steps: (t, width) f32, or (r, width) after `Op::TakeRows`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct Slot(pub u32);
+
+/// A tensor of the model file, index into `Plan::weights`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct WeightId(pub u32);
+
+/// One layer's cache of keys and values, index into `Plan::kv`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct KvId(pub u32);
+
+/// A rotary embedding, index into `Plan::ropes`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct RopeId(pub u32);
+
+/// Where a step runs.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Side {
+    Cpu,
+    Gpu(u8),
+}
+
+/// One step of the list.
+#[derive(Clone, Debug)]
+pub struct Step {
+    pub op: Op,
+    /// The layer it belongs to; `None` before the first and after the last.
+    pub layer: Option<u32>,
+    pub side: Side,
+}
+
+/// A slot's description. Slots of the same `buffer` share memory: their lives do not overlap.
+#[derive(Clone, Copy, Debug)]
+pub struct SlotInfo {
+    pub width: usize, // f32 a row
+    pub buffer: u32,
+    /// Rows are the r rows of `TakeRows`, not the t tokens.
+    pub taken: bool,
+}
+
+/// A weight tensor as a plan sees it: `experts` matrices of (rows, k), row-major.
+#[derive(Clone, Debug)]
+pub struct Weight {
+    pub name: String,
+    /// Index into `Gguf::tensors`.
+    pub tensor: usize,
+    pub format: Format,
+    pub k: usize,
+    pub rows: usize,
+    pub experts: usize,
+}
+
+impl Weight {
+    /// Bytes of one row of k weights.
+    pub fn row_bytes(&self) -> usize {
+        self.format.row_bytes(self.k).unwrap_or(0)
+    }
+
+    /// Bytes of one expert's matrix; of the whole tensor when it has one.
+    pub fn expert_bytes(&self) -> usize {
+        self.row_bytes() * self.rows
+    }
+}
+
+/// One layer's cache: keys and values of `kv_heads * head_dim` a token.
+#[derive(Clone, Copy, Debug)]
+pub struct Kv {
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// Positions older than this many tokens are never read.
+    pub window: Option<u32>,
+}
+
+/// The whole forward pass of one model.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub steps: Vec<Step>,
+    pub slots: Vec<SlotInfo>,
+    pub weights: Vec<Weight>,
+    pub kv: Vec<Kv>,
+    pub ropes: Vec<RopeTable>,
+    pub layers: usize,
+    pub vocab: usize,
+    /// The residual stream (t, n_embd): between two layers it is the hidden state.
+    pub hidden: Slot,
+    /// (r, vocab).
+    pub logits: Slot,
+    /// Tokens the model was made for, rope scaling included.
+    pub context: usize,
+}
+
+impl Plan {
+    /// The weight behind an id.
+    pub fn weight(&self, id: WeightId) -> &Weight {
+        &self.weights[id.0 as usize]
+    }
+
+    /// The slot's description.
+    pub fn slot(&self, slot: Slot) -> SlotInfo {
+        self.slots[slot.0 as usize]
+    }
+
+    /// Number of buffers that the slots share, and the width of each (the widest slot in it).
+    pub fn buffer_widths(&self) -> Vec<usize> {
+        let buffers = self.slots.iter().map(|slot| slot.buffer as usize + 1).max().unwrap_or(0);
+        let mut widths = vec![0; buffers];
+        for slot in &self.slots {
+            let width = &mut widths[slot.buffer as usize];
+            *width = (*width).max(slot.width);
+        }
+        widths
+    }
+
+    /// The last step of a layer, after which `hidden` is the layer's output.
+    pub fn last_step_of_layer(&self, layer: u32) -> Option<usize> {
+        self.steps.iter().rposition(|step| step.layer == Some(layer))
+    }
+
+    /// Weight bytes one decoded token reads: dense weights whole, experts by what the router picks.
+    pub fn bytes_per_token(&self) -> usize {
+        self.steps.iter().map(|step| self.step_bytes(&step.op)).sum()
+    }
+
+    /// Weight bytes that one token reads in this operation.
+    pub fn step_bytes(&self, op: &Op) -> usize {
+        op.weights()
+            .iter()
+            .map(|&id| {
+                let weight = self.weight(id);
+                match op {
+                    Op::Embed { .. } => weight.row_bytes(),
+                    Op::Experts { used, .. } => weight.expert_bytes() * used,
+                    _ => weight.expert_bytes() * weight.experts,
+                }
+            })
+            .sum()
+    }
+
+    /// Cache bytes of one token, for `bytes_per_value` bytes a key or value.
+    pub fn kv_bytes_per_token(&self, bytes_per_value: f64) -> f64 {
+        self.kv.iter().map(|kv| (2 * kv.kv_heads * kv.head_dim) as f64 * bytes_per_value).sum()
+    }
+}

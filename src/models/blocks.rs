@@ -1,0 +1,57 @@
+//! Blocks that several architectures share: the attention of the llama family, the head.
+
+use super::{Hyper, Outputs};
+use crate::plan::{Activation, Builder, Gating, PlanError, RopeId, Slot};
+
+/// Pre-norm attention with its residual: `h += W_o attention(rope(W_qkv norm(h)))`. Biases and q/k norms are used where
+/// the file has them.
+pub fn attention(b: &mut Builder, hp: &Hyper, h: Slot, rope: RopeId) -> Result<(), PlanError> {
+    let heads = hp.heads;
+    let (q_width, kv_width) = (heads.heads * heads.head_dim, heads.kv_heads * heads.head_dim);
+    let norm = b.norm("attn_norm.weight", hp.width, hp.eps)?;
+    let q = b.part("attn_q", hp.width, q_width)?;
+    let k = b.part("attn_k", hp.width, kv_width)?;
+    let v = b.part("attn_v", hp.width, kv_width)?;
+    b.linear(h, Some(norm), vec![q, k, v]);
+    let q_norm = b.optional_norm("attn_q_norm.weight", heads.head_dim, hp.eps)?;
+    let k_norm = b.optional_norm("attn_k_norm.weight", heads.head_dim, hp.eps)?;
+    let kv = b.kv(heads.kv_heads, heads.head_dim, None);
+    b.rope_store([q.out, k.out, v.out], heads, [q_norm, k_norm], Some(rope), kv);
+    let mixed = b.attention(q.out, heads, kv, 1.0 / (heads.head_dim as f32).sqrt());
+    let out = b.part("attn_output", q_width, hp.width)?;
+    b.add_linear(mixed, out, h);
+    Ok(())
+}
+
+/// Pre-norm feed-forward with its residual: dense, or the mixture of experts where the layer has a router.
+pub fn feed_forward(b: &mut Builder, hp: &Hyper, h: Slot) -> Result<(), PlanError> {
+    let norm = b.norm("ffn_norm.weight", hp.width, hp.eps)?;
+    if hp.experts > 0 && b.has("ffn_gate_inp.weight") {
+        let x = b.rms_norm(h, norm);
+        let router = b.weight("ffn_gate_inp.weight", &[hp.width, hp.experts])?;
+        let picks = b.router(x, router, hp.experts_used, Gating::Softmax, true, 1.0);
+        b.add_experts(x, picks, [hp.width, hp.expert_ff, hp.experts, hp.experts_used], Activation::Silu, h)
+    } else {
+        let up = b.gated_up(h, Some(norm), hp.width, hp.ff, Activation::Silu)?;
+        let down = b.part("ffn_down", hp.ff, hp.width)?;
+        b.add_linear(up, down, h);
+        Ok(())
+    }
+}
+
+/// The embedding: its table is also the output matrix of a tied model.
+pub fn embed(b: &mut Builder, hp: &Hyper, scale: f32) -> Result<Slot, PlanError> {
+    let table = b.weight("token_embd.weight", &[hp.width, hp.vocab])?;
+    Ok(b.embed(table, hp.width, scale))
+}
+
+/// Final norm and output matrix over the rows that are wanted.
+pub fn head(b: &mut Builder, hp: &Hyper, h: Slot) -> Result<Outputs, PlanError> {
+    b.end_layers();
+    let rows = b.take_rows(h);
+    let norm = b.norm("output_norm.weight", hp.width, hp.eps)?;
+    let name = if b.has("output.weight") { "output" } else { "token_embd" };
+    let out = b.part(name, hp.width, hp.vocab)?;
+    b.linear(rows, Some(norm), vec![out]);
+    Ok(Outputs { hidden: h, logits: out.out })
+}

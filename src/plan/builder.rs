@@ -1,0 +1,347 @@
+//! Builds a plan: each call appends a step and returns the slot it wrote.
+//!
+//! The builder is the only place that looks tensors up by name, and it checks every shape there, so an executor may
+//! trust the plan. When the list is complete, slots whose lives do not overlap are given one buffer.
+
+use std::collections::HashMap;
+
+use super::{
+    Activation, Gating, Heads, Kv, KvId, Norm, Op, Part, Plan, RopeId, RopeTable, Side, Slot, SlotInfo, Step, Weight,
+    WeightId,
+};
+use crate::gguf::Gguf;
+
+/// Why a plan can not be built from a file.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    #[error(
+        "{file}: tensor '{tensor}' is missing, and the architecture '{arch}' needs it; the file is incomplete or was \
+         converted for another version of the architecture: download it again or convert it anew"
+    )]
+    MissingTensor { file: String, tensor: String, arch: String },
+    #[error(
+        "{file}: tensor '{tensor}' has the shape {found:?}, but the metadata says {expected:?} (innermost first); the \
+         file is damaged or was converted wrongly: convert it anew"
+    )]
+    WrongShape { file: String, tensor: String, found: Vec<u64>, expected: Vec<u64> },
+    #[error("{file}: {problem}")]
+    Unsupported { file: String, problem: String },
+    #[error(transparent)]
+    Gguf(#[from] crate::gguf::GgufError),
+}
+
+/// A plan in the making, over the tensor table of one model file.
+pub struct Builder<'a> {
+    gguf: &'a Gguf,
+    arch: String,
+    steps: Vec<Step>,
+    widths: Vec<(usize, bool)>, // width, taken
+    weights: Vec<Weight>,
+    by_name: HashMap<String, WeightId>,
+    kv: Vec<Kv>,
+    ropes: Vec<RopeTable>,
+    layer: Option<u32>,
+    layers: usize,
+    taken: bool,
+}
+
+impl<'a> Builder<'a> {
+    /// An empty plan over a file of the given architecture (named in errors).
+    pub fn new(gguf: &'a Gguf, arch: &str) -> Builder<'a> {
+        Builder {
+            gguf,
+            arch: arch.to_owned(),
+            steps: vec![],
+            widths: vec![],
+            weights: vec![],
+            by_name: HashMap::new(),
+            kv: vec![],
+            ropes: vec![],
+            layer: None,
+            layers: 0,
+            taken: false,
+        }
+    }
+
+    /// The file the plan is built from.
+    pub fn gguf(&self) -> &'a Gguf {
+        self.gguf
+    }
+
+    /// Steps and tensor names (`blk.N.`) that follow belong to this layer.
+    pub fn begin_layer(&mut self, layer: usize) {
+        self.layer = Some(layer as u32);
+        self.layers = self.layers.max(layer + 1);
+    }
+
+    /// Steps and tensor names that follow belong to no layer.
+    pub fn end_layers(&mut self) {
+        self.layer = None;
+    }
+
+    /// The file's name for a tensor of the current layer: `blk.3.attn_q.weight` for `attn_q.weight`.
+    pub fn name(&self, name: &str) -> String {
+        match self.layer {
+            Some(layer) => format!("blk.{layer}.{name}"),
+            None => name.to_owned(),
+        }
+    }
+
+    /// Whether the current layer (or the model) has this tensor.
+    pub fn has(&self, name: &str) -> bool {
+        self.gguf.tensor(&self.name(name)).is_some()
+    }
+
+    /// A tensor that must be there with this shape, innermost dimension first (GGML order).
+    pub fn weight(&mut self, name: &str, shape: &[usize]) -> Result<WeightId, PlanError> {
+        let name = self.name(name);
+        match self.find(&name, shape)? {
+            Some(id) => Ok(id),
+            None => Err(PlanError::MissingTensor { file: self.file(), tensor: name, arch: self.arch.clone() }),
+        }
+    }
+
+    /// A tensor that may be absent; when it is there, its shape must be right.
+    pub fn optional_weight(&mut self, name: &str, shape: &[usize]) -> Result<Option<WeightId>, PlanError> {
+        let name = self.name(name);
+        self.find(&name, shape)
+    }
+
+    fn find(&mut self, name: &str, shape: &[usize]) -> Result<Option<WeightId>, PlanError> {
+        if let Some(&id) = self.by_name.get(name) {
+            return Ok(Some(id));
+        }
+        let Some(index) = self.gguf.tensors().iter().position(|t| t.name == name) else { return Ok(None) };
+        let tensor = &self.gguf.tensors()[index];
+        let mut found: Vec<u64> = tensor.shape.to_vec();
+        while found.len() > shape.len() && found.last() == Some(&1) {
+            found.pop();
+        }
+        let expected: Vec<u64> = shape.iter().map(|&n| n as u64).collect();
+        if found != expected {
+            return Err(PlanError::WrongShape { file: self.file(), tensor: name.to_owned(), found, expected });
+        }
+        let id = WeightId(self.weights.len() as u32);
+        self.weights.push(Weight {
+            name: name.to_owned(),
+            tensor: index,
+            format: tensor.format,
+            k: shape[0],
+            rows: shape.get(1).copied().unwrap_or(1),
+            experts: shape.get(2).copied().unwrap_or(1),
+        });
+        self.by_name.insert(name.to_owned(), id);
+        Ok(Some(id))
+    }
+
+    /// A norm over n values with a weight that must be there.
+    pub fn norm(&mut self, name: &str, n: usize, eps: f32) -> Result<Norm, PlanError> {
+        Ok(Norm { weight: self.weight(name, &[n])?, eps })
+    }
+
+    /// A norm that is there only when its tensor is.
+    pub fn optional_norm(&mut self, name: &str, n: usize, eps: f32) -> Result<Option<Norm>, PlanError> {
+        Ok(self.optional_weight(name, &[n])?.map(|weight| Norm { weight, eps }))
+    }
+
+    /// A part of a `linear`: `NAME.weight` (n, k) and, where the file has it, `NAME.bias` (n).
+    pub fn part(&mut self, name: &str, k: usize, n: usize) -> Result<Part, PlanError> {
+        let weight = self.weight(&format!("{name}.weight"), &[k, n])?;
+        let bias = self.optional_weight(&format!("{name}.bias"), &[n])?;
+        Ok(Part { weight, bias, out: self.slot(n) })
+    }
+
+    /// Registers a rotary embedding; equal tables share one id.
+    pub fn rope(&mut self, table: RopeTable) -> RopeId {
+        let at = self.ropes.iter().position(|known| *known == table).unwrap_or_else(|| {
+            self.ropes.push(table);
+            self.ropes.len() - 1
+        });
+        RopeId(at as u32)
+    }
+
+    /// A cache for the current layer.
+    pub fn kv(&mut self, kv_heads: usize, head_dim: usize, window: Option<u32>) -> KvId {
+        self.kv.push(Kv { kv_heads, head_dim, window });
+        KvId(self.kv.len() as u32 - 1)
+    }
+
+    /// The embedding rows of the tokens, times `scale`: (t, n).
+    pub fn embed(&mut self, table: WeightId, n: usize, scale: f32) -> Slot {
+        let out = self.slot(n);
+        self.push(Op::Embed { table, scale, out });
+        out
+    }
+
+    /// `norm(x)` into a slot of its own.
+    pub fn rms_norm(&mut self, x: Slot, norm: Norm) -> Slot {
+        let out = self.slot(self.widths[x.0 as usize].0);
+        self.push(Op::RmsNorm { x, norm, out, add: false });
+        out
+    }
+
+    /// `onto += norm(x)`.
+    pub fn add_rms_norm(&mut self, x: Slot, norm: Norm, onto: Slot) {
+        self.push(Op::RmsNorm { x, norm, out: onto, add: true });
+    }
+
+    /// One product an output, sharing the (normed) input.
+    pub fn linear(&mut self, x: Slot, norm: Option<Norm>, parts: Vec<Part>) {
+        self.push(Op::Linear { x, norm, parts, add: false });
+    }
+
+    /// `onto += W x + b`.
+    pub fn add_linear(&mut self, x: Slot, part: Part, onto: Slot) {
+        self.push(Op::Linear { x, norm: None, parts: vec![Part { out: onto, ..part }], add: true });
+    }
+
+    /// Norms and turns q and k, stores k and v.
+    pub fn rope_store(
+        &mut self,
+        [q, k, v]: [Slot; 3],
+        heads: Heads,
+        [q_norm, k_norm]: [Option<Norm>; 2],
+        rope: Option<RopeId>,
+        kv: KvId,
+    ) {
+        self.push(Op::RopeStore { q, k, v, heads, q_norm, k_norm, rope, kv });
+    }
+
+    /// Attention over what is stored: (t, heads * head_dim).
+    pub fn attention(&mut self, q: Slot, heads: Heads, kv: KvId, scale: f32) -> Slot {
+        let out = self.slot(heads.heads * heads.head_dim);
+        let window = self.kv[kv.0 as usize].window;
+        self.push(Op::Attention { q, heads, kv, scale, window, out });
+        out
+    }
+
+    /// The gated half of a feed-forward network: (t, ff).
+    pub fn gated_up(
+        &mut self,
+        x: Slot,
+        norm: Option<Norm>,
+        n: usize,
+        ff: usize,
+        act: Activation,
+    ) -> Result<Slot, PlanError> {
+        let gate = self.weight("ffn_gate.weight", &[n, ff])?;
+        let up = self.weight("ffn_up.weight", &[n, ff])?;
+        let out = self.slot(ff);
+        self.push(Op::GatedUp { x, norm, gate, up, act, out });
+        Ok(out)
+    }
+
+    /// The router's picks: (t, 2 * used).
+    pub fn router(
+        &mut self,
+        x: Slot,
+        weight: WeightId,
+        used: usize,
+        gating: Gating,
+        normalize: bool,
+        scale: f32,
+    ) -> Slot {
+        let picks = self.slot(2 * used);
+        self.push(Op::Router { x, weight, used, gating, normalize, scale, picks });
+        picks
+    }
+
+    /// `onto +=` the picked experts' weighted outputs; expert tensors `ffn_{gate,up,down}_exps.weight`.
+    pub fn add_experts(
+        &mut self,
+        x: Slot,
+        picks: Slot,
+        [n, ff, experts, used]: [usize; 4],
+        act: Activation,
+        onto: Slot,
+    ) -> Result<(), PlanError> {
+        let gate = self.weight("ffn_gate_exps.weight", &[n, ff, experts])?;
+        let up = self.weight("ffn_up_exps.weight", &[n, ff, experts])?;
+        let down = self.weight("ffn_down_exps.weight", &[ff, n, experts])?;
+        self.push(Op::Experts { x, picks, used, gate, up, down, act, out: onto });
+        Ok(())
+    }
+
+    /// Only the rows whose logits are wanted go on: (r, n).
+    pub fn take_rows(&mut self, x: Slot) -> Slot {
+        self.taken = true;
+        let out = self.slot(self.widths[x.0 as usize].0);
+        self.push(Op::TakeRows { x, out });
+        out
+    }
+
+    /// The finished plan; `hidden` is the residual stream, `logits` (r, vocab).
+    pub fn finish(self, hidden: Slot, logits: Slot, context: usize) -> Plan {
+        let slots = share_buffers(&self.steps, &self.widths, &[hidden, logits]);
+        let vocab = self.widths[logits.0 as usize].0;
+        Plan {
+            steps: self.steps,
+            slots,
+            weights: self.weights,
+            kv: self.kv,
+            ropes: self.ropes,
+            layers: self.layers,
+            vocab,
+            hidden,
+            logits,
+            context,
+        }
+    }
+
+    /// An error about this file that no other variant describes.
+    pub fn unsupported(&self, problem: impl Into<String>) -> PlanError {
+        PlanError::Unsupported { file: self.file(), problem: problem.into() }
+    }
+
+    fn file(&self) -> String {
+        self.gguf.path().display().to_string()
+    }
+
+    fn slot(&mut self, width: usize) -> Slot {
+        self.widths.push((width, self.taken));
+        Slot(self.widths.len() as u32 - 1)
+    }
+
+    fn push(&mut self, op: Op) {
+        self.steps.push(Step { op, layer: self.layer, side: Side::Cpu });
+    }
+}
+
+/// Gives each slot a buffer: the first free one of its kind, the pinned slots one of their own.
+fn share_buffers(steps: &[Step], widths: &[(usize, bool)], pinned: &[Slot]) -> Vec<SlotInfo> {
+    let mut last_use = vec![0; widths.len()];
+    for (at, step) in steps.iter().enumerate() {
+        for slot in step.op.reads().into_iter().chain(step.op.writes()) {
+            last_use[slot.0 as usize] = at;
+        }
+    }
+    for slot in pinned {
+        last_use[slot.0 as usize] = usize::MAX;
+    }
+    let mut infos: Vec<Option<SlotInfo>> = vec![None; widths.len()];
+    let mut busy_until: Vec<(usize, bool)> = vec![]; // per buffer: last use, taken
+    for (at, step) in steps.iter().enumerate() {
+        for slot in step.op.writes() {
+            let index = slot.0 as usize;
+            if infos[index].is_some() {
+                continue;
+            }
+            let (width, taken) = widths[index];
+            let buffer = match busy_until.iter().position(|&(until, kind)| until < at && kind == taken) {
+                Some(free) => free,
+                None => {
+                    busy_until.push((0, taken));
+                    busy_until.len() - 1
+                }
+            };
+            busy_until[buffer].0 = last_use[index];
+            infos[index] = Some(SlotInfo { width, buffer: buffer as u32, taken });
+        }
+    }
+    // A slot that no step writes is read by none either: it needs no memory.
+    infos
+        .into_iter()
+        .zip(widths)
+        .map(|(info, &(_, taken))| info.unwrap_or(SlotInfo { width: 0, buffer: 0, taken }))
+        .collect()
+}
