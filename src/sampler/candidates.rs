@@ -109,7 +109,7 @@ pub fn top_p(candidates: &mut Vec<Candidate>, p: f32) {
     // Sorts a growing front part: nearly always a few dozen tokens are enough.
     let (mut sorted, mut sum) = (0, 0.0);
     while sorted < candidates.len() {
-        let end = (sorted * 4).clamp(64, candidates.len().max(64)).min(candidates.len());
+        let end = (sorted * 8).max(256).min(candidates.len());
         if end < candidates.len() {
             candidates[sorted..].select_nth_unstable_by(end - sorted, Candidate::order);
         }
