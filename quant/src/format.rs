@@ -1,7 +1,10 @@
 //! The closed set of GGML block formats and the one table that describes them.
 //!
 //! A format's id, name and block geometry are facts of the GGUF file format (`enum ggml_type`). Everything else in
-//! the crate asks this table; no other file matches on `Format` to learn a size.
+//! the crate asks this table; no other file matches on `Format` to learn a size or to find its code.
+
+use crate::block::{Block, RowFns};
+use crate::{fp4, iq1, iq2, iq3, iq4, plain, q2_k, q3_k, q4_0, q4_k, q5_0, q5_k, q6_k, q8_0, q8_k, tq};
 
 /// A GGML tensor type that rynd can read.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -43,41 +46,42 @@ struct Row {
     name: &'static str,
     block_len: usize,
     block_bytes: usize,
+    fns: RowFns,
 }
 
-const fn row(format: Format, ggml_id: u32, name: &'static str, block_len: usize, block_bytes: usize) -> Row {
-    Row { format, ggml_id, name, block_len, block_bytes }
+const fn row<B: Block>(format: Format, ggml_id: u32, name: &'static str) -> Row {
+    Row { format, ggml_id, name, block_len: B::LEN, block_bytes: B::BYTES, fns: RowFns::new::<B>() }
 }
 
 /// In the order of the enum, so that `format as usize` is the index (a test holds this).
-const TABLE: [Row; 27] = [
-    row(Format::F32, 0, "F32", 1, 4),
-    row(Format::F16, 1, "F16", 1, 2),
-    row(Format::BF16, 30, "BF16", 1, 2),
-    row(Format::Q4_0, 2, "Q4_0", 32, 18),
-    row(Format::Q4_1, 3, "Q4_1", 32, 20),
-    row(Format::Q5_0, 6, "Q5_0", 32, 22),
-    row(Format::Q5_1, 7, "Q5_1", 32, 24),
-    row(Format::Q8_0, 8, "Q8_0", 32, 34),
-    row(Format::Q2_K, 10, "Q2_K", 256, 84),
-    row(Format::Q3_K, 11, "Q3_K", 256, 110),
-    row(Format::Q4_K, 12, "Q4_K", 256, 144),
-    row(Format::Q5_K, 13, "Q5_K", 256, 176),
-    row(Format::Q6_K, 14, "Q6_K", 256, 210),
-    row(Format::Q8_K, 15, "Q8_K", 256, 292),
-    row(Format::IQ1_S, 19, "IQ1_S", 256, 50),
-    row(Format::IQ1_M, 29, "IQ1_M", 256, 56),
-    row(Format::IQ2_XXS, 16, "IQ2_XXS", 256, 66),
-    row(Format::IQ2_XS, 17, "IQ2_XS", 256, 74),
-    row(Format::IQ2_S, 22, "IQ2_S", 256, 82),
-    row(Format::IQ3_XXS, 18, "IQ3_XXS", 256, 98),
-    row(Format::IQ3_S, 21, "IQ3_S", 256, 110),
-    row(Format::IQ4_NL, 20, "IQ4_NL", 32, 18),
-    row(Format::IQ4_XS, 23, "IQ4_XS", 256, 136),
-    row(Format::TQ1_0, 34, "TQ1_0", 256, 54),
-    row(Format::TQ2_0, 35, "TQ2_0", 256, 66),
-    row(Format::MXFP4, 39, "MXFP4", 32, 17),
-    row(Format::NVFP4, 40, "NVFP4", 64, 36),
+static TABLE: [Row; 27] = [
+    row::<plain::F32>(Format::F32, 0, "F32"),
+    row::<plain::F16>(Format::F16, 1, "F16"),
+    row::<plain::BF16>(Format::BF16, 30, "BF16"),
+    row::<q4_0::Q4_0>(Format::Q4_0, 2, "Q4_0"),
+    row::<q4_0::Q4_1>(Format::Q4_1, 3, "Q4_1"),
+    row::<q5_0::Q5_0>(Format::Q5_0, 6, "Q5_0"),
+    row::<q5_0::Q5_1>(Format::Q5_1, 7, "Q5_1"),
+    row::<q8_0::Q8_0>(Format::Q8_0, 8, "Q8_0"),
+    row::<q2_k::Q2_K>(Format::Q2_K, 10, "Q2_K"),
+    row::<q3_k::Q3_K>(Format::Q3_K, 11, "Q3_K"),
+    row::<q4_k::Q4_K>(Format::Q4_K, 12, "Q4_K"),
+    row::<q5_k::Q5_K>(Format::Q5_K, 13, "Q5_K"),
+    row::<q6_k::Q6_K>(Format::Q6_K, 14, "Q6_K"),
+    row::<q8_k::Q8_K>(Format::Q8_K, 15, "Q8_K"),
+    row::<iq1::IQ1_S>(Format::IQ1_S, 19, "IQ1_S"),
+    row::<iq1::IQ1_M>(Format::IQ1_M, 29, "IQ1_M"),
+    row::<iq2::IQ2_XXS>(Format::IQ2_XXS, 16, "IQ2_XXS"),
+    row::<iq2::IQ2_XS>(Format::IQ2_XS, 17, "IQ2_XS"),
+    row::<iq2::IQ2_S>(Format::IQ2_S, 22, "IQ2_S"),
+    row::<iq3::IQ3_XXS>(Format::IQ3_XXS, 18, "IQ3_XXS"),
+    row::<iq3::IQ3_S>(Format::IQ3_S, 21, "IQ3_S"),
+    row::<iq4::IQ4_NL>(Format::IQ4_NL, 20, "IQ4_NL"),
+    row::<iq4::IQ4_XS>(Format::IQ4_XS, 23, "IQ4_XS"),
+    row::<tq::TQ1_0>(Format::TQ1_0, 34, "TQ1_0"),
+    row::<tq::TQ2_0>(Format::TQ2_0, 35, "TQ2_0"),
+    row::<fp4::MXFP4>(Format::MXFP4, 39, "MXFP4"),
+    row::<fp4::NVFP4>(Format::NVFP4, 40, "NVFP4"),
 ];
 
 impl Format {
@@ -127,6 +131,22 @@ impl Format {
             return None;
         }
         (k / self.block_len()).checked_mul(self.block_bytes())
+    }
+
+    /// Whether several weights share a scale: everything but F32, F16 and BF16.
+    pub fn is_quantized(self) -> bool {
+        self.block_len() > 1
+    }
+
+    /// Blocks `src` -> weights `dst`; any whole number of blocks. Panics unless the lengths belong together.
+    pub fn decode(self, src: &[u8], dst: &mut [f32]) {
+        (self.row().fns.decode)(src, dst);
+    }
+
+    /// The exact dot product of the row `src` with `x`: weights decoded to f32, summed in f64. Slow; the truth that
+    /// kernels are measured against. Panics unless the lengths belong together.
+    pub fn dot_f32(self, src: &[u8], x: &[f32]) -> f32 {
+        (self.row().fns.dot)(src, x)
     }
 
     fn row(self) -> &'static Row {

@@ -1,46 +1,36 @@
 //! GGML block formats: encode, decode, dot products and tiled matrix products.
 
+#![expect(non_camel_case_types, reason = "block types carry the names that the field writes, underscores included")]
+
 pub mod acts;
 mod aligned;
 pub mod attention;
+pub mod block;
 pub mod format;
+pub mod grids;
 mod ints;
 pub mod kernels;
 mod simd;
 pub mod vector;
 
+pub mod fp4;
+pub mod iq1;
+pub mod iq2;
+pub mod iq3;
+pub mod iq4;
+pub mod plain;
+pub mod q2_k;
+pub mod q3_k;
+pub mod q4_0;
+pub mod q4_k;
+pub mod q5_0;
+pub mod q5_k;
+pub mod q6_k;
+pub mod q8_0;
+pub mod q8_k;
+pub mod tq;
+
 pub use acts::{ActKind, ActRow, ActShape, ActView, Acts};
 pub use format::Format;
 pub use kernels::{Kernels, Level, Linear, OutView, ROW_TILE, Scratch, Tokens};
 pub use vector::Vector;
-
-/// Decodes whole blocks of one row to f32.
-pub(crate) fn decode_row(format: Format, src: &[u8], dst: &mut [f32]) {
-    match format {
-        Format::F32 => {
-            for (src, dst) in src.as_chunks::<4>().0.iter().zip(dst) {
-                *dst = f32::from_le_bytes(*src);
-            }
-        }
-        Format::F16 => {
-            for (src, dst) in src.as_chunks::<2>().0.iter().zip(dst) {
-                *dst = half::f16::from_le_bytes(*src).to_f32();
-            }
-        }
-        Format::BF16 => {
-            for (src, dst) in src.as_chunks::<2>().0.iter().zip(dst) {
-                *dst = half::bf16::from_le_bytes(*src).to_f32();
-            }
-        }
-        _ => {
-            let Some(layout) = ints::int_layout(format) else { panic!("decoding of {format} is still to come") };
-            let mut ints = ints::Ints::ZERO;
-            for (src, dst) in src.chunks_exact(format.block_bytes()).zip(dst.chunks_exact_mut(format.block_len())) {
-                (layout.read)(src, &mut ints);
-                for (i, dst) in dst.iter_mut().enumerate() {
-                    *dst = ints.scale[i / layout.sub] * f32::from(ints.q[i]) - ints.min[i / layout.sub];
-                }
-            }
-        }
-    }
-}

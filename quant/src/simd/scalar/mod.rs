@@ -5,7 +5,6 @@
 pub(crate) mod vector;
 
 use crate::acts::{ActKind, ActRow, Quantised};
-use crate::decode_row;
 use crate::format::Format;
 use crate::ints::{IntLayout, Ints, int_layout};
 use crate::kernels::{Batch, Linear, Rows, Scratch, act_kind};
@@ -105,7 +104,7 @@ fn f32_chunks(rows: &Rows<'_>, r: usize, mut use_chunk: impl FnMut(usize, &[f32]
     let len = rows.format.block_len();
     for (c, bytes) in rows.row(r).chunks(CHUNK / len * rows.format.block_bytes()).enumerate() {
         let weights = &mut weights[..bytes.len() / rows.format.block_bytes() * len];
-        decode_row(rows.format, bytes, weights);
+        rows.format.decode(bytes, weights);
         use_chunk(c * CHUNK, weights);
     }
 }

@@ -1,0 +1,29 @@
+//! Q6_K: 256 weights of 6 bits; 16 groups of 16 with a signed 8-bit scale each.
+//!
+//! Layout (`block_q6_K`): `ql` 128 bytes, `qh` 64 bytes, `scales` 16 x i8, `d` f16. Weights 0..128 use `ql[..64]` and
+//! `qh[..32]`: weight `32 s + j` has its low nibble in `ql[32 (s % 2) + j]` (high half of the byte for s >= 2), its upper
+//! two bits in bits `2 s..2 s + 2` of `qh[j]`; weights 128..256 use the other halves. Weight = d * scale * (q - 32).
+
+use crate::block::{Block, f16_at};
+
+pub struct Q6_K;
+
+impl Block for Q6_K {
+    const LEN: usize = 256;
+    const BYTES: usize = 210;
+
+    #[inline(always)]
+    fn decode(src: &[u8], dst: &mut [f32]) {
+        let d = f16_at(src, 208);
+        for (group, dst) in dst.chunks_exact_mut(16).enumerate() {
+            let scale = d * f32::from(src[192 + group] as i8);
+            let (half, s, j) = (group / 8, group / 2 % 4, group % 2 * 16);
+            let ql = &src[64 * half + 32 * (s % 2) + j..][..16];
+            let qh = &src[128 + 32 * half + j..][..16];
+            for j in 0..16 {
+                let q = ql[j] >> (s / 2 * 4) & 15 | (qh[j] >> (2 * s) & 3) << 4;
+                dst[j] = scale * f32::from(q as i8 - 32);
+            }
+        }
+    }
+}
