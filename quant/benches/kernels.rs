@@ -3,11 +3,11 @@
 //! `cargo bench -p rynd-quant --bench kernels [-- FORMAT.. [read] [vec] [mat] [LEVEL]]`. Products with one token are
 //! given in GB/s of weights that come from memory (more bytes than the caches hold) and as a share of the measured read
 //! bandwidth; products with many tokens in G multiply-adds a second and as a share of the measured peak of `vpdpbusd`.
-//! Each figure is the best of several runs; on a shared machine compare figures of one run only.
+//! On a shared machine compare figures of one run only.
 
 use std::hint::black_box;
 use std::sync::Barrier;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rynd_quant::{ActKind, ActView, Acts, Format, Kernels, Level, OutView, Scratch, Tokens};
 
@@ -53,7 +53,7 @@ fn main() {
         println!("|--|--|--|--|--|--|");
         for format in &formats {
             let [one, two] = [1, 2].map(|threads| matvec(kernels, *format, &weights, threads));
-            let cached = matvec(kernels, *format, &weights[..1 << 20], 1);
+            let cached = matvec(kernels, *format, &weights[..PIECE], 1);
             let [a, b] = [one / reads[0] * 100.0, two / reads[1] * 100.0];
             println!("| {format} | {one:.1} | {a:.0}% | {two:.1} | {b:.0}% | {cached:.1} |");
         }
@@ -83,33 +83,44 @@ fn noise_bytes(len: usize) -> Vec<u8> {
     bytes
 }
 
-/// Runs `work(thread)` on each thread at once; seconds of the slowest, best of several rounds.
-fn timed(threads: usize, rounds: usize, work: impl Fn(usize) + Sync) -> f64 {
-    let barrier = Barrier::new(threads);
-    let mut best = f64::INFINITY;
-    for _ in 0..rounds {
-        let times: Vec<Duration> = std::thread::scope(|scope| {
-            let run = |thread| {
-                let (barrier, work) = (&barrier, &work);
-                scope.spawn(move || {
-                    barrier.wait();
-                    let start = Instant::now();
-                    work(thread);
-                    start.elapsed()
-                })
-            };
-            let handles: Vec<_> = (0..threads).map(run).collect();
-            handles.into_iter().map(|handle| handle.join().unwrap_or(Duration::MAX)).collect()
-        });
-        best = best.min(times.into_iter().max().unwrap_or_default().as_secs_f64());
-    }
-    best
+/// Seconds of a typical undisturbed piece of work: the 10th percentile. The machine is often shared, and pieces of
+/// less than a millisecond are mostly either disturbed or not.
+fn typical(mut seconds: Vec<f64>) -> f64 {
+    seconds.sort_by(f64::total_cmp);
+    seconds.get(seconds.len() / 10).copied().unwrap_or(f64::NAN)
 }
 
+/// Times each of `pieces` on `threads` threads that start each piece together; the slowest thread counts.
+fn timed(threads: usize, pieces: usize, work: impl Fn(usize, usize) + Sync) -> f64 {
+    let barrier = Barrier::new(threads);
+    let times: Vec<Vec<f64>> = std::thread::scope(|scope| {
+        let run = |thread| {
+            let (barrier, work) = (&barrier, &work);
+            scope.spawn(move || {
+                let piece = |piece| {
+                    if threads > 1 {
+                        barrier.wait();
+                    }
+                    let start = Instant::now();
+                    work(thread, piece);
+                    start.elapsed().as_secs_f64()
+                };
+                (0..pieces).map(piece).collect()
+            })
+        };
+        let handles: Vec<_> = (0..threads).map(run).collect();
+        handles.into_iter().filter_map(|handle| handle.join().ok()).collect()
+    });
+    typical((0..pieces).map(|piece| times.iter().map(|times| times[piece]).fold(0.0, f64::max)).collect())
+}
+
+/// Bytes of weights in a piece of reading.
+const PIECE: usize = 8 << 20;
+
 fn read_bandwidth(bytes: &[u8], threads: usize) -> f64 {
-    let share = bytes.len() / threads;
-    let seconds = timed(threads, 5, |thread| {
-        let words = bytes[thread * share..][..share].as_chunks::<64>().0;
+    let share = PIECE / threads;
+    let seconds = timed(threads, bytes.len() / PIECE, |thread, piece| {
+        let words = bytes[piece * PIECE + thread * share..][..share].as_chunks::<64>().0;
         let mut sums = [0u64; 8];
         for line in words {
             for (sum, word) in sums.iter_mut().zip(line.as_chunks::<8>().0) {
@@ -118,7 +129,7 @@ fn read_bandwidth(bytes: &[u8], threads: usize) -> f64 {
         }
         black_box(sums);
     });
-    (share * threads) as f64 / seconds / 1e9
+    PIECE as f64 / seconds / 1e9
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -136,9 +147,9 @@ fn dot_peak() -> f64 {
         sums.into_iter().map(|sum| _mm512_reduce_add_epi32(sum)).sum()
     }
     if Level::Avx512.available() {
-        const ROUNDS: usize = 4_000_000;
+        const ROUNDS: usize = 20_000;
         // SAFETY: the features were detected.
-        let seconds = timed(1, 3, |_| _ = black_box(unsafe { spin(ROUNDS) }));
+        let seconds = timed(1, 300, |_, _| _ = black_box(unsafe { spin(ROUNDS) }));
         return (ROUNDS * 14 * 64) as f64 / seconds / 1e9;
     }
     f64::NAN
@@ -160,22 +171,19 @@ fn view<'a>(kind: ActKind, k: usize, x: &'a [f32], acts: &'a mut Acts) -> ActVie
 fn matvec(kernels: &Kernels, format: Format, weights: &[u8], threads: usize) -> f64 {
     let linear = kernels.linear(format);
     let row_bytes = format.row_bytes(K).unwrap_or_default();
-    let rows = weights.len() / row_bytes / threads;
     let (x, mut acts) = (activations(K), Acts::default());
     let act = view(linear.act(), K, &x, &mut acts).row(0);
-    let cached = weights.len() < 4 << 20;
-    let repeats = if cached { 40 } else { 1 };
-    let seconds = timed(threads, 5, |thread| {
-        let mut out = vec![0f32; 64];
-        for _ in 0..repeats {
-            for first in (0..rows - 64).step_by(64) {
-                let bytes = &weights[(thread * rows + first) * row_bytes..][..64 * row_bytes];
-                linear.matvec(bytes, K, act, &mut out);
-            }
+    let calls = PIECE / threads / (64 * row_bytes);
+    let pieces = weights.len() / PIECE;
+    let seconds = timed(threads, if pieces > 1 { pieces } else { 50 }, |thread, piece| {
+        let mut out = [0f32; 64];
+        for call in 0..calls {
+            let first = if pieces > 1 { piece * PIECE + (thread * calls + call) * 64 * row_bytes } else { 0 };
+            linear.matvec(&weights[first..][..64 * row_bytes], K, act, &mut out);
         }
         black_box(out);
     });
-    (rows / 64 * 64 * row_bytes * threads * repeats) as f64 / seconds / 1e9
+    (calls * threads * 64 * row_bytes) as f64 / seconds / 1e9
 }
 
 fn matmul(kernels: &Kernels, format: Format, weights: &[u8], k: usize, tokens: usize) -> f64 {
@@ -184,17 +192,21 @@ fn matmul(kernels: &Kernels, format: Format, weights: &[u8], k: usize, tokens: u
     let row_bytes = format.row_bytes(k).unwrap_or_default();
     let (x, mut acts) = (activations(k * tokens), Acts::default());
     let acts = view(linear.act(), k, &x, &mut acts);
-    // 64 rows a call as the executor does; enough of them for some milliseconds.
-    let rows = (2_000_000_000 / tokens / k).clamp(256, 16384).min(weights.len() / row_bytes) / 64 * 64;
-    let seconds = timed(1, 4, |_| {
-        let (mut out, mut scratch) = (vec![0f32; 64 * tokens], Scratch::new());
-        for first in (0..rows).step_by(64) {
-            let bytes = &weights[first * row_bytes..][..64 * row_bytes];
+    let (mut out, mut scratch) = (vec![0f32; 64 * tokens], Scratch::new());
+    // 64 rows a call, as the executor does; pieces of some 100 microseconds, their weights from memory.
+    let calls = (20_000_000 / (64 * tokens * k)).max(1);
+    let bytes = 64 * row_bytes;
+    let mut at = 0;
+    let piece = |_| {
+        let start = Instant::now();
+        for _ in 0..calls {
+            at = if at + 2 * bytes > weights.len() { 0 } else { at + bytes };
             let into = OutView::new(&mut out, 64);
             // SAFETY: `out` is alive and ours.
-            unsafe { linear.matmul(bytes, k, 64, &acts, Tokens::all(&acts), into, &mut scratch) };
+            unsafe { linear.matmul(&weights[at..][..bytes], k, 64, &acts, Tokens::all(&acts), into, &mut scratch) };
         }
-        black_box(out);
-    });
-    (rows * k * tokens) as f64 / seconds / 1e9
+        start.elapsed().as_secs_f64()
+    };
+    let seconds = typical((0..200).map(piece).collect());
+    (calls * 64 * k * tokens) as f64 / seconds / 1e9
 }
