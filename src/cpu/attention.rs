@@ -60,7 +60,7 @@ impl Cpu {
         let d = heads.head_dim;
         let t = run.env.tokens.len();
         let per_token = heads.heads + heads.kv_heads;
-        let mut worker = self.worker(w);
+        let worker = self.worker(w);
         let buffers = &mut worker.attention;
         buffers.head.resize(d, 0.0);
         w.chunks(t * per_token, if t == 1 { per_token.div_ceil(w.team()) } else { 4 * per_token }, |items| {
@@ -91,7 +91,7 @@ impl Cpu {
     fn norm_and_turn(&self, head: &mut [f32], norm: Option<Norm>, turn: Option<(&[f32], &[f32], RopeLayout)>) {
         if let Some(norm) = norm {
             let weight = self.vector(norm.weight);
-            let scale = super::rms_scale(head, norm.eps);
+            let scale = self.rms_scale(head, norm.eps);
             head.iter_mut().zip(weight).for_each(|(x, w)| *x *= scale * w);
         }
         let Some((cos, sin, layout)) = turn else { return };
@@ -134,7 +134,7 @@ impl Cpu {
             (2 * w.team()).div_ceil(items).min(seen_pages.div_ceil(SPLIT_PAGES)).max(1)
         };
         let task = Task { run, q, heads, kv, scale, window, out, splits, group };
-        let mut worker = self.worker(w);
+        let worker = self.worker(w);
         // The last tiles see the longest context: they go first.
         w.chunks(items * splits, 1, |range| {
             for item in range {
