@@ -3,7 +3,7 @@
 //! The model runs step by step twice, as usual and in exact mode, and every slot that a step writes is compared. A wrong
 //! kernel shows as a jump at one step; rounding shows as a slow rise.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::ops::ControlFlow;
 
 use anyhow::Result;
@@ -37,7 +37,7 @@ pub fn compare(
     let mut at = 0;
     let mut largest = (0.0, 0);
     let mut parted = false;
-    let mut failure = Ok(());
+    let mut failure: Option<io::Error> = None;
     exact.trace(ids, |step, _, wanted| {
         let found = &usual[at];
         at += 1;
@@ -46,17 +46,22 @@ pub fn compare(
             largest = (difference, step);
         }
         let parts_here = !parted && difference > threshold;
-        if verbose || parts_here {
-            let mark = if parts_here { "  <- the first above the threshold" } else { "" };
-            failure = writeln!(out, "{step:>4}  {}  NMSE {difference:.2e}{mark}", names[step]);
+        parted |= parts_here;
+        let mut print = || {
+            if verbose || parts_here {
+                let mark = if parts_here { "  <- the first above the threshold" } else { "" };
+                writeln!(out, "{step:>4}  {}  NMSE {difference:.2e}{mark}", names[step])?;
+            }
+            if parts_here { describe(out, found, wanted, ids.len(), picks[step]) } else { Ok(()) }
+        };
+        if let Err(e) = print() {
+            failure = Some(e);
         }
-        if parts_here {
-            parted = true;
-            failure = failure.and_then(|()| describe(out, found, wanted, ids.len(), picks[step]));
-        }
-        if failure.is_err() || (parted && !verbose) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if failure.is_some() || (parted && !verbose) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
-    failure?;
+    if let Some(failure) = failure {
+        return Err(failure.into());
+    }
     if !parted {
         let (difference, step) = largest;
         writeln!(
@@ -115,7 +120,7 @@ fn sorted_picks(row: &[f32]) -> Vec<(u32, f32)> {
 }
 
 /// Where in the slot the difference is largest.
-fn describe(out: &mut impl Write, found: &[f32], wanted: &[f32], tokens: usize, picks: bool) -> std::io::Result<()> {
+fn describe(out: &mut impl Write, found: &[f32], wanted: &[f32], tokens: usize, picks: bool) -> io::Result<()> {
     let width = (wanted.len() / tokens.max(1)).max(1);
     if picks {
         for (token, (found, wanted)) in found.chunks(width).zip(wanted.chunks(width)).enumerate() {
