@@ -300,8 +300,8 @@ fn print(out: &mut impl Write, report: &Report) -> Result<()> {
     if let Some(memory) = report.memory {
         writeln!(
             out,
-            "\nmemory: {} resident at most; now {} of the model's file (of {} mapped) and {} of our own",
-            numbers::bytes(memory.peak_resident_bytes),
+            "\nmemory: {} resident: {} of the model's file (of {} mapped) and {} of our own",
+            numbers::bytes(memory.resident_bytes),
             numbers::bytes(memory.file_bytes),
             numbers::bytes(report.model_bytes),
             numbers::bytes(memory.anonymous_bytes)

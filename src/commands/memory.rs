@@ -11,7 +11,6 @@ pub struct Memory {
     pub anonymous_bytes: u64,
     /// Part of `resident_bytes`: pages of mapped files, the model's above all.
     pub file_bytes: u64,
-    pub peak_resident_bytes: u64,
 }
 
 impl Memory {
@@ -26,7 +25,6 @@ impl Memory {
             resident_bytes: field("VmRSS")?,
             anonymous_bytes: field("RssAnon")?,
             file_bytes: field("RssFile")?,
-            peak_resident_bytes: field("VmHWM")?,
         })
     }
 }
