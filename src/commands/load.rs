@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::builder::RangedU64ValueParser;
+use serde_json::{Map, Value as Json};
 
 use crate::backend::KvFormat;
+use crate::chat::Template;
 use crate::engine::{Engine, EngineConfig};
 use crate::gguf::Gguf;
 use crate::models::RopeOverride;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Tokenizer, Vocab};
 
 /// Which model.
 #[derive(Debug, clap::Args)]
@@ -48,7 +50,20 @@ impl ModelArg {
 
 /// The tokenizer of an open model.
 pub fn tokenizer(gguf: &Gguf) -> Result<Tokenizer> {
-    Tokenizer::from_gguf(gguf).with_context(|| gguf.path().display().to_string())
+    Tokenizer::new(Vocab::from_gguf(gguf)?).with_context(|| gguf.path().display().to_string())
+}
+
+/// The file's chat template, if it has one.
+pub fn chat_template(gguf: &Gguf) -> Result<Option<Template>> {
+    let Some(source) = gguf.opt_str("tokenizer.chat_template")? else { return Ok(None) };
+    Ok(Some(Template::new(source, &gguf.path().display().to_string())?))
+}
+
+/// What templates expect to know of the vocabulary.
+pub fn template_variables(tokenizer: &Tokenizer) -> Map<String, Json> {
+    let text = |id| String::from_utf8_lossy(tokenizer.token_bytes(id)).into_owned();
+    let tokens = [("bos_token", tokenizer.bos()), ("eos_token", tokenizer.eos())];
+    tokens.into_iter().filter_map(|(name, id)| Some((name.to_owned(), Json::from(text(id?))))).collect()
 }
 
 /// A number that must be at least 1.

@@ -7,7 +7,7 @@ use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::input::{self, TextFlags};
@@ -15,7 +15,7 @@ use super::load::{self, EngineFlags, ModelArg};
 use super::memory::Memory;
 use super::sampling::SamplingFlags;
 use super::{interrupt, numbers};
-use crate::chat::{ChatTemplate, Message};
+use crate::chat::Message;
 use crate::engine::{Engine, Session};
 use crate::generate::{Event, Finish, Limits, Summary, generate};
 use crate::tokenizer::{Encode, Tokenizer};
@@ -75,7 +75,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let tokenizer = load::tokenizer(engine.gguf())?;
     let prompt = match &arguments.ids {
         Some(ids) => input::ids(ids)?,
-        None => prompt_ids(arguments, &engine, &tokenizer, text)?,
+        None => prompt_ids(arguments, &engine, &tokenizer, &text)?,
     };
     let mut sampler = arguments.sampling.sampler(engine.plan().vocab)?;
     let limits =
@@ -106,20 +106,21 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 /// The ids of the prompt, through the template unless the user or the file has none.
-fn prompt_ids(arguments: &Arguments, engine: &Engine, tokenizer: &Tokenizer, text: String) -> Result<Vec<u32>> {
-    let template = if arguments.raw { None } else { ChatTemplate::from_gguf(engine.gguf())? };
+fn prompt_ids(arguments: &Arguments, engine: &Engine, tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
+    let template = if arguments.raw { None } else { load::chat_template(engine.gguf())? };
     let Some(template) = template else {
         if arguments.system.is_some() {
-            anyhow::bail!(
+            bail!(
                 "{} has no chat template, so --system has no place; put the text into the prompt",
                 engine.gguf().path().display()
             );
         }
-        return Ok(tokenizer.encode(&text, Encode { add_special: true, parse_special: true }));
+        return Ok(tokenizer.encode(text, Encode { add_special: true, parse_special: true }));
     };
-    let system = arguments.system.iter().map(|text| Message::system(text.clone()));
+    let system = arguments.system.iter().map(|text| Message::system(text));
     let messages: Vec<Message> = system.chain([Message::user(text)]).collect();
-    Ok(tokenizer.encode_prompt(&template.render(&messages, true)?))
+    let prompt = template.render(&messages, None, true, &load::template_variables(tokenizer));
+    Ok(tokenizer.encode_prompt(&prompt.context("the chat template failed; --raw goes without it")?))
 }
 
 /// Writes what is generated and remembers the first failure: generation is only told to stop.

@@ -38,7 +38,7 @@ pub fn compare(
     let mut largest = (0.0, 0);
     let mut parted = false;
     let mut failure: Option<io::Error> = None;
-    exact.trace(ids, |step, _, wanted| {
+    exact.trace(ids, |step, slot, wanted| {
         let found = &usual[at];
         at += 1;
         let difference = if picks[step] { compare_picks(found, wanted, ids.len()) } else { nmse(found, wanted) };
@@ -50,7 +50,7 @@ pub fn compare(
         let mut print = || {
             if verbose || parts_here {
                 let mark = if parts_here { "  <- the first above the threshold" } else { "" };
-                writeln!(out, "{step:>4}  {}  NMSE {difference:.2e}{mark}", names[step])?;
+                writeln!(out, "{step:>4}  NMSE {difference:8.2e}  s{:<4} {}{mark}", slot.0, names[step])?;
             }
             if parts_here { describe(out, found, wanted, ids.len(), picks[step]) } else { Ok(()) }
         };
@@ -74,13 +74,18 @@ pub fn compare(
     Ok(())
 }
 
-/// "layer  3  linear      blk.3.attn_q.weight".
+/// "layer  3  linear      attn_norm, attn_q, attn_k, attn_v".
 fn step_name(engine: &Engine, at: usize) -> String {
     let plan = engine.plan();
     let step = &plan.steps[at];
     let layer = step.layer.map_or(String::from("        "), |layer| format!("layer {layer:>2}"));
-    let weights: Vec<&str> = step.op.weights().iter().map(|&id| plan.weight(id).name.as_str()).collect();
-    format!("{layer}  {:<10}  {}", step.op.name(), weights.join(" "))
+    let prefix = step.layer.map_or(String::new(), |layer| format!("blk.{layer}."));
+    let weights = step.op.weights();
+    let weights = weights.iter().filter_map(|&id| {
+        let name = plan.weight(id).name.as_str();
+        name.strip_prefix(&prefix).unwrap_or(name).strip_suffix(".weight")
+    });
+    format!("{layer}  {:<10}  {}", step.op.name(), weights.collect::<Vec<_>>().join(", "))
 }
 
 /// `sum (a - b)^2 / sum b^2`: the error's share of the signal. Values that are no numbers count as infinitely wrong.
