@@ -160,9 +160,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 /// Every test, by depth: the cache is filled once for all tests of a depth.
 fn tests(arguments: &Arguments) -> Vec<Test> {
-    let lengths = |kind, list: &[usize]| -> Vec<(Kind, usize)> {
-        list.iter().filter(|&&n| n > 0).map(|&n| (kind, n)).collect()
-    };
+    let lengths =
+        |kind, list: &[usize]| -> Vec<(Kind, usize)> { list.iter().filter(|&&n| n > 0).map(|&n| (kind, n)).collect() };
     let mut all = lengths(Kind::Prompt, &arguments.prompt);
     all.extend(lengths(Kind::Generate, &arguments.generate));
     arguments

@@ -122,13 +122,7 @@ pub struct ComputeFlags {
 impl ComputeFlags {
     /// As the engine wants it, threads and context left open.
     pub fn config(&self) -> EngineConfig {
-        EngineConfig {
-            batch: self.batch,
-            kv: self.kv,
-            exact: self.exact,
-            rope: self.rope(),
-            ..EngineConfig::default()
-        }
+        EngineConfig { batch: self.batch, kv: self.kv, exact: self.exact, rope: self.rope(), ..EngineConfig::default() }
     }
 
     /// The rope flags.

@@ -107,8 +107,11 @@ fn score_chunk(engine: &mut Engine, session: &mut Session, ids: &[u32], score: &
         session.extend(engine, &ids[first..ids.len() - 1], Wanted::All, |done, logits| {
             let targets = &ids[first + 1 + losses.len()..first + 1 + done];
             let vocab = logits.len() / targets.len();
-            let new: Vec<f64> =
-                logits.par_chunks_exact(vocab).zip(targets).map(|(row, &id)| negative_log_likelihood(row, id)).collect();
+            let new: Vec<f64> = logits
+                .par_chunks_exact(vocab)
+                .zip(targets)
+                .map(|(row, &id)| negative_log_likelihood(row, id))
+                .collect();
             losses.extend(new);
             go_on()
         })

@@ -78,25 +78,17 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         None => prompt_ids(arguments, &engine, &tokenizer, &text)?,
     };
     let mut sampler = arguments.sampling.sampler(engine.plan().vocab)?;
-    let limits =
-        Limits { tokens: arguments.tokens, stop: arguments.stop.clone(), ignore_end: arguments.ignore_eos };
+    let limits = Limits { tokens: arguments.tokens, stop: arguments.stop.clone(), ignore_end: arguments.ignore_eos };
     interrupt::watch()?;
     let mut output = Output::new(arguments.print_ids);
     let mut progress = Progress::new(engine.batch());
-    let summary = generate(
-        &mut engine,
-        &mut Session::new(),
-        &tokenizer,
-        &mut sampler,
-        &prompt,
-        &limits,
-        |event| match event {
+    let summary =
+        generate(&mut engine, &mut Session::new(), &tokenizer, &mut sampler, &prompt, &limits, |event| match event {
             _ if interrupt::asked() => ControlFlow::Break(()),
             Event::Prefill { done, total } => progress.show(done, total),
             Event::Token(id) => output.token(id),
             Event::Text(text) => output.text(text),
-        },
-    )?;
+        })?;
     output.finish()?;
     let interrupted = summary.finish == Finish::Interrupted;
     if arguments.stats || interrupted {

@@ -77,7 +77,10 @@ pub fn rows(engine: &Engine) -> Vec<StepRow> {
 
 /// The table, a line a step and one a weight below it.
 pub fn print(out: &mut impl Write, rows: &[StepRow]) -> io::Result<()> {
-    writeln!(out, "step layer side  op          reads -> writes (t tokens, r rows with logits); weights; bytes a token")?;
+    writeln!(
+        out,
+        "step layer side  op          reads -> writes (t tokens, r rows with logits); weights; bytes a token"
+    )?;
     for row in rows {
         let layer = row.layer.map_or(String::new(), |layer| layer.to_string());
         let size = if row.bytes_per_token > 0 { numbers::bytes(row.bytes_per_token as u64) } else { String::new() };

@@ -20,12 +20,8 @@ pub fn compare(
     verbose: bool,
     out: &mut impl Write,
 ) -> Result<()> {
-    let config = |exact| EngineConfig {
-        context: Some(ids.len().max(1)),
-        batch: ids.len().max(1),
-        exact,
-        ..compute.config()
-    };
+    let config =
+        |exact| EngineConfig { context: Some(ids.len().max(1)), batch: ids.len().max(1), exact, ..compute.config() };
     let mut usual = vec![]; // one entry a written slot: its values (t, width)
     model.load(&config(false))?.trace(ids, |_, _, values| {
         usual.push(values.to_vec());
@@ -162,9 +158,8 @@ mod tests {
 
     #[test]
     fn picks_are_compared_as_sets() {
-        let row = |ids: [u32; 2], weights: [f32; 2]| {
-            [f32::from_bits(ids[0]), f32::from_bits(ids[1]), weights[0], weights[1]]
-        };
+        let row =
+            |ids: [u32; 2], weights: [f32; 2]| [f32::from_bits(ids[0]), f32::from_bits(ids[1]), weights[0], weights[1]];
         let wanted = row([3, 1], [0.5, 0.5]);
         assert_eq!(compare_picks(&row([1, 3], [0.5, 0.5]), &wanted, 1), 0.0);
         assert_eq!(compare_picks(&row([1, 2], [0.5, 0.5]), &wanted, 1), 1.0);
