@@ -40,10 +40,12 @@ pub(crate) fn has_neon() -> bool {
     false
 }
 
-pub(crate) fn linear(level: Level, _format: Format) -> Option<Linear> {
+pub(crate) fn linear(level: Level, format: Format) -> Option<Linear> {
     match level {
         #[cfg(target_arch = "aarch64")]
-        Level::Neon => neon::linear(_format),
+        Level::Neon => neon::linear(format),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => avx512::linear(format),
         _ => None,
     }
 }
