@@ -1,7 +1,8 @@
 //! Small f32 kernels beside the matrix products: what attention, norms and activations are made of.
 //!
 //! `Kernels::get().vector()` gives the table of the level in use; its methods are safe, lengths must agree and are
-//! asserted. f16 rows (the KV cache) are `half::f16`. Levels differ from each other by summation order only.
+//! asserted. Levels differ from each other by
+//! summation order, and by 2e-7 where there is an exponential.
 //!
 //! | method | computes |
 //! |--|--|
@@ -9,13 +10,14 @@
 //! | `axpy(y, a, x)` | y += a x |
 //! | `sum_squares(x) -> f32` | sum x[i]^2, for RMS norms |
 //! | `scale_mul(y, x, s, w)` | y = (x s) w, the second half of an RMS norm |
-//! | `silu_mul(y, gate, up)` | y = silu(gate) up |
+//! | `silu_mul(gate, up)` | gate = silu(gate) up |
+//! | `gelu_mul(gate, up)` | gate = gelu(gate) up, by the tanh formula |
 //! | `max(x) -> f32` | the largest |
 //! | `exp_sub(x, max) -> f32` | x = exp(x - max), returns the sum: an online softmax's step |
 //! | `softmax(x)` | x = exp(x - max) / sum |
 //! | `f16_to_f32(src, dst)`, `f32_to_f16(src, dst)` | conversion, rounded half to even |
-//! | `scores_f16(q, heads, keys, stride, out)` | out[h, i] = q[h] . keys[i], key i at i * stride |
-//! | `mix_f16(p, heads, values, stride, out)` | out[h] += sum_i p[h, i] values[i] |
+//!
+//! What attention does with the pages of a KV cache is in `attention`.
 
 use half::f16;
 
@@ -25,38 +27,13 @@ pub struct Vector {
     pub(crate) dot: unsafe fn(&[f32], &[f32]) -> f32,
     pub(crate) axpy: unsafe fn(&mut [f32], f32, &[f32]),
     pub(crate) scale_mul: unsafe fn(&mut [f32], &[f32], f32, &[f32]),
-    pub(crate) silu_mul: unsafe fn(&mut [f32], &[f32], &[f32]),
+    pub(crate) silu_mul: unsafe fn(&mut [f32], &[f32]),
+    pub(crate) gelu_mul: unsafe fn(&mut [f32], &[f32]),
     pub(crate) max: unsafe fn(&[f32]) -> f32,
     pub(crate) exp_sub: unsafe fn(&mut [f32], f32) -> f32,
     pub(crate) scale: unsafe fn(&mut [f32], f32),
     pub(crate) f16_to_f32: unsafe fn(&[f16], &mut [f32]),
     pub(crate) f32_to_f16: unsafe fn(&[f32], &mut [f16]),
-    pub(crate) scores_f16: unsafe fn(&Heads<'_>, &[f32], &mut [f32]),
-    pub(crate) mix_f16: unsafe fn(&Heads<'_>, &[f32], &mut [f32]),
-}
-
-/// n rows of d values of the KV cache, and the number of query heads that share them.
-#[derive(Clone, Copy)]
-pub(crate) struct Heads<'a> {
-    pub heads: usize,
-    pub n: usize,
-    pub d: usize,
-    pub rows: &'a [f16], // row i at i * stride, d values
-    pub stride: usize,
-}
-
-impl<'a> Heads<'a> {
-    fn new(heads: usize, per_row: usize, per_value: usize, rows: &'a [f16], stride: usize) -> Heads<'a> {
-        assert!(heads > 0 && per_row.is_multiple_of(heads) && per_value.is_multiple_of(heads), "{heads} heads");
-        let (n, d) = (per_row / heads, per_value / heads);
-        let need = if n == 0 { 0 } else { (n - 1) * stride + d };
-        assert!(d <= stride && need <= rows.len(), "{n} rows of {d} at stride {stride} in {} values", rows.len());
-        Heads { heads, n, d, rows, stride }
-    }
-
-    pub fn row(&self, i: usize) -> &'a [f16] {
-        &self.rows[i * self.stride..][..self.d]
-    }
 }
 
 // SAFETY, for every block below: the table of a level is reachable only where the level is available, and the kernels
@@ -86,10 +63,16 @@ impl Vector {
         unsafe { (self.scale_mul)(y, x, s, w) }
     }
 
-    /// y[i] = gate[i] / (1 + exp(-gate[i])) * up[i].
-    pub fn silu_mul(&self, y: &mut [f32], gate: &[f32], up: &[f32]) {
-        assert!(y.len() == gate.len() && y.len() == up.len());
-        unsafe { (self.silu_mul)(y, gate, up) }
+    /// gate[i] = gate[i] / (1 + exp(-gate[i])) * up[i].
+    pub fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {
+        assert_eq!(gate.len(), up.len());
+        unsafe { (self.silu_mul)(gate, up) }
+    }
+
+    /// gate[i] = gate[i] / 2 * (1 + tanh(sqrt(2 / pi) * (gate[i] + 0.044715 * gate[i]^3))) * up[i].
+    pub fn gelu_mul(&self, gate: &mut [f32], up: &[f32]) {
+        assert_eq!(gate.len(), up.len());
+        unsafe { (self.gelu_mul)(gate, up) }
     }
 
     /// The largest value; -inf of an empty slice.
@@ -125,18 +108,5 @@ impl Vector {
     pub fn f32_to_f16(&self, src: &[f32], dst: &mut [f16]) {
         assert_eq!(src.len(), dst.len());
         unsafe { (self.f32_to_f16)(src, dst) }
-    }
-
-    /// out (heads, n) = `heads` queries q (heads, d) times n keys, key i at `keys[i * stride..]`; n is out.len() / heads.
-    /// Queries that share a key head go together, so that each key is read and converted once.
-    pub fn scores_f16(&self, q: &[f32], heads: usize, keys: &[f16], stride: usize, out: &mut [f32]) {
-        let keys = Heads::new(heads, out.len(), q.len(), keys, stride);
-        unsafe { (self.scores_f16)(&keys, q, out) }
-    }
-
-    /// out (heads, d) += p (heads, n) times n values, value i at `values[i * stride..]`; n is p.len() / heads.
-    pub fn mix_f16(&self, p: &[f32], heads: usize, values: &[f16], stride: usize, out: &mut [f32]) {
-        let values = Heads::new(heads, p.len(), out.len(), values, stride);
-        unsafe { (self.mix_f16)(&values, p, out) }
     }
 }

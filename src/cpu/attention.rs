@@ -60,7 +60,7 @@ impl Cpu {
         let d = heads.head_dim;
         let t = run.env.tokens.len();
         let per_token = heads.heads + heads.kv_heads;
-        let mut worker = self.worker(w);
+        let worker = self.worker(w);
         let buffers = &mut worker.attention;
         buffers.head.resize(d, 0.0);
         w.chunks(t * per_token, if t == 1 { per_token.div_ceil(w.team()) } else { 4 * per_token }, |items| {
@@ -91,7 +91,7 @@ impl Cpu {
     fn norm_and_turn(&self, head: &mut [f32], norm: Option<Norm>, turn: Option<(&[f32], &[f32], RopeLayout)>) {
         if let Some(norm) = norm {
             let weight = self.vector(norm.weight);
-            let scale = super::rms_scale(head, norm.eps);
+            let scale = self.rms_scale(head, norm.eps);
             head.iter_mut().zip(weight).for_each(|(x, w)| *x *= scale * w);
         }
         let Some((cos, sin, layout)) = turn else { return };
@@ -134,7 +134,7 @@ impl Cpu {
             (2 * w.team()).div_ceil(items).min(seen_pages.div_ceil(SPLIT_PAGES)).max(1)
         };
         let task = Task { run, q, heads, kv, scale, window, out, splits, group };
-        let mut worker = self.worker(w);
+        let worker = self.worker(w);
         // The last tiles see the longest context: they go first.
         w.chunks(items * splits, 1, |range| {
             for item in range {
@@ -179,7 +179,7 @@ impl Cpu {
             let id = task.run.env.pages[tokens[0].seq as usize][page];
             // SAFETY: phase contract; the cache was written in an earlier step.
             unsafe { task.kv.scores(&self.page_kernels, id, head, &buffers.q, &mut buffers.wide, &mut buffers.s) };
-            let mut seen = PAGE..0;
+            let (mut first, mut last) = (PAGE, 0); // of the tokens that any row sees
             for row in 0..rows {
                 let pos = tokens[row / group].pos;
                 let lo = lowest(pos).saturating_sub(page * PAGE).min(PAGE);
@@ -199,12 +199,12 @@ impl Cpu {
                 s[..lo].fill(0.0);
                 s[hi..].fill(0.0);
                 sums[row] += (self.page_kernels.exp_sub_sum)(&mut s[lo..hi], max);
-                seen = seen.start.min(lo)..seen.end.max(hi);
+                (first, last) = (first.min(lo), last.max(hi));
             }
-            if seen.start < seen.end {
+            if first < last {
                 // SAFETY: as for the scores.
                 unsafe {
-                    task.kv.mix(&self.page_kernels, id, head, &buffers.s, seen, &mut buffers.wide, &mut acc);
+                    task.kv.mix(&self.page_kernels, id, head, &buffers.s, first..last, &mut buffers.wide, &mut acc);
                 }
             }
         }

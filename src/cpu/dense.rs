@@ -9,7 +9,7 @@ use std::ops::Range;
 use rynd_quant::{ActKind, ActRow, ActShape, ActView, Acts, Linear, OutView, Tokens};
 
 use super::threads::{Shared, Worker};
-use super::{Cpu, Run, WorkerState, rms_scale};
+use super::{Cpu, Run, WorkerState};
 use crate::plan::{Activation, Norm, Part, Slot, WeightId};
 
 /// Rows of a chunk in a batch: the row block that the tiled kernels keep in the second-level cache.
@@ -93,7 +93,9 @@ impl Matrix<'_> {
         scratch: &mut rynd_quant::Scratch,
     ) {
         let n = rows.len();
-        self.linear.matmul(self.rows_of(rows), self.k, x, tokens, OutView::new(out, n), scratch);
+        let out = OutView::new(out, n);
+        // SAFETY: the view covers `out`, which is this worker's alone.
+        unsafe { self.linear.matmul(self.rows_of(rows), self.k, n, x, tokens, out, scratch) };
     }
 }
 
@@ -131,7 +133,7 @@ impl Cpu {
             let range = row * n..(row + 1) * n;
             // SAFETY: phase contract; each row has one writer, and x is another buffer than out.
             let (x, out) = unsafe { (self.buffer(x).get(range.clone()), self.buffer(out).get_mut(range)) };
-            let scale = rms_scale(x, norm.eps);
+            let scale = self.rms_scale(x, norm.eps);
             for ((o, x), weight) in out.iter_mut().zip(x).zip(self.vector(norm.weight)) {
                 let y = x * scale * weight;
                 *o = if add { *o + y } else { y };
@@ -180,10 +182,8 @@ impl Cpu {
                     None => x,
                     Some(norm) => {
                         let out = if alone { &mut own_normed[..] } else { self.normed.get_mut(range) };
-                        let scale = rms_scale(x, norm.eps);
-                        for ((o, x), weight) in out.iter_mut().zip(x).zip(self.vector(norm.weight)) {
-                            *o = x * scale * weight;
-                        }
+                        let scale = self.rms_scale(x, norm.eps);
+                        self.kernels.vector().scale_mul(out, x, scale, self.vector(norm.weight));
                         out
                     }
                 };

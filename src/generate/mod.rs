@@ -97,13 +97,12 @@ pub fn generate(
         }
         other => other?,
     };
-    sampler.reset();
     prompt.iter().for_each(|&id| sampler.accept(id));
     let mut id = sampler.sample(logits)?;
     summary.prefill = start.elapsed();
     let decode_start = Instant::now();
     let limit = limits.tokens.unwrap_or(usize::MAX).min(engine.context() - prompt.len());
-    let mut decoder = Decoder::new(tokenizer);
+    let mut decoder = Decoder::new(false);
     let mut held_back = HeldBack::new(&limits.stop);
     while summary.generated_tokens < limit {
         if tokenizer.is_end(id) && !limits.ignore_end {
@@ -112,7 +111,7 @@ pub fn generate(
         }
         sampler.accept(id);
         summary.generated_tokens += 1;
-        let (text, stopped) = held_back.push(&decoder.push(id));
+        let (text, stopped) = held_back.push(decoder.push(tokenizer, id));
         if on_event(Event::Token(id)).is_break() || (!text.is_empty() && on_event(Event::Text(&text)).is_break()) {
             summary.finish = Finish::Interrupted;
             break;
@@ -132,7 +131,7 @@ pub fn generate(
         id = sampler.sample(&mut next)?;
     }
     if !matches!(summary.finish, Finish::Stop | Finish::Interrupted) {
-        let rest = held_back.finish(&decoder.finish());
+        let rest = held_back.finish(decoder.finish());
         if !rest.is_empty() {
             // The stream is over: whether the caller would break off no longer matters.
             let _ = on_event(Event::Text(&rest));

@@ -4,21 +4,11 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use crate::vector::{Heads, Vector};
+use crate::simd::scalar::vector::{GELU_CUBIC, GELU_LINEAR};
+use crate::vector::Vector;
 
-pub(crate) const TABLE: Vector = Vector {
-    dot,
-    axpy,
-    scale_mul,
-    silu_mul,
-    max,
-    exp_sub,
-    scale,
-    f16_to_f32,
-    f32_to_f16,
-    scores_f16,
-    mix_f16,
-};
+pub(crate) const TABLE: Vector =
+    Vector { dot, axpy, scale_mul, silu_mul, gelu_mul, max, exp_sub, scale, f16_to_f32, f32_to_f16 };
 
 /// The lanes of the vector at `at` that lie inside `len`.
 #[inline]
@@ -105,7 +95,7 @@ pub(super) fn exp(x: __m512) -> __m512 {
     let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693_359_4), x);
     let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.121_944_4e-4), r);
     let mut p = _mm512_set1_ps(1.987_569_1e-4);
-    for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1] {
+    for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
         p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
     }
     let p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r);
@@ -113,13 +103,29 @@ pub(super) fn exp(x: __m512) -> __m512 {
 }
 
 #[target_feature(enable = "avx512f")]
-fn silu_mul(y: &mut [f32], gate: &[f32], up: &[f32]) {
-    let one = _mm512_set1_ps(1.0);
-    for at in (0..y.len()).step_by(16) {
+fn silu_mul(gate: &mut [f32], up: &[f32]) {
+    for at in (0..gate.len()).step_by(16) {
         let g = load(gate, at);
-        let denominator = _mm512_add_ps(one, exp(_mm512_sub_ps(_mm512_setzero_ps(), g)));
-        store(y, at, _mm512_mul_ps(_mm512_div_ps(g, denominator), load(up, at)));
+        store(gate, at, _mm512_mul_ps(sigmoid_times(g, g), load(up, at)));
     }
+}
+
+#[target_feature(enable = "avx512f")]
+fn gelu_mul(gate: &mut [f32], up: &[f32]) {
+    let (linear, cubic) = (_mm512_set1_ps(GELU_LINEAR), _mm512_set1_ps(GELU_CUBIC));
+    for at in (0..gate.len()).step_by(16) {
+        let g = load(gate, at);
+        let z = _mm512_mul_ps(g, _mm512_fmadd_ps(_mm512_mul_ps(cubic, g), g, linear));
+        store(gate, at, _mm512_mul_ps(sigmoid_times(z, g), load(up, at)));
+    }
+}
+
+/// g / (1 + e^-z).
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn sigmoid_times(z: __m512, g: __m512) -> __m512 {
+    let e = exp(_mm512_sub_ps(_mm512_setzero_ps(), z));
+    _mm512_div_ps(g, _mm512_add_ps(_mm512_set1_ps(1.0), e))
 }
 
 #[target_feature(enable = "avx512f")]
@@ -172,86 +178,4 @@ pub(super) fn sum4([a, b, c, d]: [__m512; 4]) -> __m128 {
     let all = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
     let half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps::<1>(all));
     _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half))
-}
-
-/// Four keys at a time, and up to four of the queries that share them.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-fn scores_f16(keys: &Heads<'_>, q: &[f32], out: &mut [f32]) {
-    let mut head = 0;
-    while head < keys.heads {
-        match keys.heads - head {
-            1 => scores_heads::<1>(keys, head, q, out),
-            2 => scores_heads::<2>(keys, head, q, out),
-            3 => scores_heads::<3>(keys, head, q, out),
-            _ => scores_heads::<4>(keys, head, q, out),
-        }
-        head += 4;
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-fn scores_heads<const H: usize>(keys: &Heads<'_>, head: usize, q: &[f32], out: &mut [f32]) {
-    let (n, d) = (keys.n, keys.d);
-    let q: [&[f32]; H] = std::array::from_fn(|h| &q[(head + h) * d..][..d]);
-    for i in (0..n).step_by(4) {
-        // Past the end the last key stands in, and its products are dropped.
-        let rows: [&[f16]; 4] = std::array::from_fn(|j| keys.row((i + j).min(n - 1)));
-        let mut sums = [[_mm512_setzero_ps(); 4]; H];
-        for at in (0..d).step_by(16) {
-            let key: [__m512; 4] = std::array::from_fn(|j| load_f16(rows[j], at));
-            for h in 0..H {
-                let q = load(q[h], at);
-                for j in 0..4 {
-                    sums[h][j] = _mm512_fmadd_ps(q, key[j], sums[h][j]);
-                }
-            }
-        }
-        for h in 0..H {
-            let mask = lanes(n, i) as __mmask8 & 15;
-            // SAFETY: the mask keeps the store inside this head's n values.
-            unsafe { _mm_mask_storeu_ps(out.as_mut_ptr().add((head + h) * n + i), mask, sum4(sums[h])) };
-        }
-    }
-}
-
-/// 32 columns at a time (a cache line of f16) stay in registers over all rows, for up to six heads.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn mix_f16(values: &Heads<'_>, p: &[f32], out: &mut [f32]) {
-    let mut head = 0;
-    while head < values.heads {
-        match values.heads - head {
-            1 => mix_heads::<1>(values, head, p, out),
-            2 => mix_heads::<2>(values, head, p, out),
-            3 => mix_heads::<3>(values, head, p, out),
-            4 => mix_heads::<4>(values, head, p, out),
-            5 => mix_heads::<5>(values, head, p, out),
-            _ => mix_heads::<6>(values, head, p, out),
-        }
-        head += 6;
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn mix_heads<const H: usize>(values: &Heads<'_>, head: usize, p: &[f32], out: &mut [f32]) {
-    let (n, d) = (values.n, values.d);
-    let p = &p[head * n..][..H * n];
-    for at in (0..d).step_by(32) {
-        let second = (at + 16).min(d);
-        let mut sums = [[_mm512_setzero_ps(); 2]; H];
-        for i in 0..n {
-            let row = values.row(i);
-            let v = [load_f16(row, at), load_f16(row, second)];
-            for h in 0..H {
-                let p = _mm512_set1_ps(p[h * n + i]);
-                sums[h] = [_mm512_fmadd_ps(p, v[0], sums[h][0]), _mm512_fmadd_ps(p, v[1], sums[h][1])];
-            }
-        }
-        for h in 0..H {
-            let out = &mut out[(head + h) * d..][..d];
-            for (at, sum) in [(at, sums[h][0]), (second, sums[h][1])] {
-                let sum = _mm512_add_ps(load(out, at), sum);
-                store(out, at, sum);
-            }
-        }
-    }
 }

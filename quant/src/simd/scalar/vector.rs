@@ -2,10 +2,10 @@
 
 use half::f16;
 
-use crate::vector::{Heads, Vector};
+use crate::vector::Vector;
 
 pub(crate) const TABLE: Vector =
-    Vector { dot, axpy, scale_mul, silu_mul, max, exp_sub, scale, f16_to_f32, f32_to_f16, scores_f16, mix_f16 };
+    Vector { dot, axpy, scale_mul, silu_mul, gelu_mul, max, exp_sub, scale, f16_to_f32, f32_to_f16 };
 
 const LANES: usize = 8;
 
@@ -33,23 +33,35 @@ fn scale_mul(y: &mut [f32], x: &[f32], s: f32, w: &[f32]) {
     }
 }
 
-fn silu_mul(y: &mut [f32], gate: &[f32], up: &[f32]) {
-    for ((y, g), u) in y.iter_mut().zip(gate).zip(up) {
-        *y = g / (1.0 + (-g).exp()) * u;
+fn silu_mul(gate: &mut [f32], up: &[f32]) {
+    for (g, u) in gate.iter_mut().zip(up) {
+        *g = *g / (1.0 + (-*g).exp()) * u;
     }
 }
+
+/// With (1 + tanh z) / 2 = 1 / (1 + e^-2z).
+fn gelu_mul(gate: &mut [f32], up: &[f32]) {
+    for (g, u) in gate.iter_mut().zip(up) {
+        let z = *g * (GELU_LINEAR + GELU_CUBIC * *g * *g);
+        *g = *g / (1.0 + (-z).exp()) * u;
+    }
+}
+
+/// 2 sqrt(2 / pi), and that times 0.044715.
+pub(crate) const GELU_LINEAR: f32 = 1.595_769;
+pub(crate) const GELU_CUBIC: f32 = 0.071_354_82;
 
 fn max(x: &[f32]) -> f32 {
     x.iter().fold(f32::NEG_INFINITY, |max, x| max.max(*x))
 }
 
 fn exp_sub(x: &mut [f32], max: f32) -> f32 {
-    let mut sum = 0.0;
+    let mut sum = 0f64;
     for x in x {
         *x = (*x - max).exp();
-        sum += *x;
+        sum += f64::from(*x);
     }
-    sum
+    sum as f32
 }
 
 fn scale(x: &mut [f32], s: f32) {
@@ -67,24 +79,5 @@ fn f16_to_f32(src: &[f16], dst: &mut [f32]) {
 fn f32_to_f16(src: &[f32], dst: &mut [f16]) {
     for (src, dst) in src.iter().zip(dst) {
         *dst = f16::from_f32(*src);
-    }
-}
-
-fn scores_f16(keys: &Heads<'_>, q: &[f32], out: &mut [f32]) {
-    for i in 0..keys.n {
-        for (h, q) in q.chunks_exact(keys.d).enumerate() {
-            out[h * keys.n + i] = q.iter().zip(keys.row(i)).map(|(q, k)| q * k.to_f32()).sum();
-        }
-    }
-}
-
-fn mix_f16(values: &Heads<'_>, p: &[f32], out: &mut [f32]) {
-    for i in 0..values.n {
-        for (h, out) in out.chunks_exact_mut(values.d).enumerate() {
-            let p = p[h * values.n + i];
-            for (out, v) in out.iter_mut().zip(values.row(i)) {
-                *out += p * v.to_f32();
-            }
-        }
     }
 }
