@@ -99,7 +99,7 @@ fn halves(low: i64, high: i64) -> __m512i {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn scale_pair(scales: __m512i, j: i32) -> __m512i {
-    let (low, high) = (0x8000 | 2 * j, 0x8000 | (2 * j + 1));
+    let (low, high) = (0x8000 | (2 * j), 0x8000 | (2 * j + 1));
     let pattern = |byte: i32| _mm256_set1_epi16(byte as i16);
     let index = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(pattern(low)), pattern(high));
     _mm512_shuffle_epi8(scales, index)
