@@ -35,17 +35,23 @@ impl ModelArg {
 
     /// Opens the file and prepares to run it.
     pub fn load(&self, config: &EngineConfig) -> Result<Engine> {
-        let engine = Engine::load(self.path(), config)?;
-        let trained = engine.plan().context;
-        if engine.context() > trained {
-            let _ = writeln!(
-                std::io::stderr(),
-                "rynd: warning: the model was made for {trained} tokens; beyond them its answers get worse \
-                 (--rope-scaling yarn stretches it)"
-            );
-        }
-        Ok(engine)
+        start(self.open()?, config)
     }
+}
+
+/// Prepares to run the model in an open file.
+pub fn start(gguf: Gguf, config: &EngineConfig) -> Result<Engine> {
+    let engine = Engine::new(gguf, config)?;
+    let trained = engine.plan().context;
+    if engine.context() > trained {
+        // A lost warning is no reason to fail.
+        let _ = writeln!(
+            std::io::stderr(),
+            "rynd: warning: the model was made for {trained} tokens; beyond them its answers get worse \
+             (--rope-scaling yarn stretches it)"
+        );
+    }
+    Ok(engine)
 }
 
 /// The tokenizer of an open model.
