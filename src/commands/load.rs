@@ -1,13 +1,15 @@
 //! The model argument and the flags that every command shares: how the model is loaded and computed.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use clap::builder::RangedU64ValueParser;
 use serde_json::{Map, Value as Json};
 
+use super::obtain;
 use crate::backend::KvFormat;
+use crate::catalog::Catalog;
 use crate::chat::Template;
 use crate::engine::{Engine, EngineConfig};
 use crate::gguf::Gguf;
@@ -17,20 +19,28 @@ use crate::tokenizer::{Tokenizer, Vocab};
 /// Which model.
 #[derive(Debug, clap::Args)]
 pub struct ModelArg {
-    /// A GGUF file; of a split model any part
+    /// A GGUF file (of a split model any part), a short name of 'rynd list', or hf:owner/repo[:QUANT or FILE]
     #[arg(value_name = "MODEL")]
-    model: PathBuf,
+    model: String,
+    /// Fetch a model that is not here without asking
+    #[arg(long)]
+    yes: bool,
 }
 
 impl ModelArg {
-    /// The file.
-    pub fn path(&self) -> &Path {
+    /// As the user wrote it.
+    pub fn name(&self) -> &str {
         &self.model
     }
 
-    /// Opens the file without preparing to run it.
+    /// Opens the file without preparing to run it. What is no path is looked up in the catalog, and fetched after a yes.
     pub fn open(&self) -> Result<Gguf> {
-        Ok(Gguf::open(self.path())?)
+        let path = Path::new(&self.model);
+        if path.is_file() {
+            return Ok(Gguf::open(path)?);
+        }
+        let resolved = obtain::obtain(&Catalog::open()?, &self.model, self.yes)?;
+        Ok(Gguf::open(resolved.path())?)
     }
 
     /// Opens the file and prepares to run it.

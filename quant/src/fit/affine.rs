@@ -128,7 +128,6 @@ pub struct Pairs<const G: usize> {
 struct Choice {
     scale: f32,
     min: f32,
-    score: f32,
     sl: f32,
     sll: f32,
     slx: f32,
@@ -158,7 +157,7 @@ fn best_integers<const TOP: i32, const N: usize>(
         score[lane] = gain(t, sl[lane], sll[lane], slx[lane], d * scale[lane], -m * min[lane]);
     }
     let best = best_lane(&score);
-    Choice { scale: scale[best], min: min[best], score: score[best], sl: sl[best], sll: sll[best], slx: slx[best] }
+    Choice { scale: scale[best], min: min[best], sl: sl[best], sll: sll[best], slx: slx[best] }
 }
 
 /// Scales and offsets `0..=limit` for all groups.
