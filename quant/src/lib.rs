@@ -2,12 +2,18 @@
 
 #![expect(non_camel_case_types, reason = "block types carry the names that the field writes, underscores included")]
 
+pub mod acts;
+mod aligned;
 pub mod attention;
 pub mod block;
 pub mod encode;
 mod fit;
 pub mod format;
 pub mod grids;
+mod ints;
+pub mod kernels;
+mod simd;
+pub mod vector;
 
 pub mod fp4;
 pub mod iq1;
@@ -26,5 +32,8 @@ pub mod q8_0;
 pub mod q8_k;
 pub mod tq;
 
+pub use acts::{ActKind, ActRow, ActShape, ActView, Acts};
 pub use encode::EncodeError;
 pub use format::Format;
+pub use kernels::{Kernels, Level, Linear, OutView, ROW_TILE, Tokens};
+pub use vector::Vector;

@@ -1,1 +1,86 @@
-//! backend
+//! What an executor of plan steps is: it holds slots and caches, and runs ranges of steps over a batch of tokens.
+//!
+//! Only the environment changes between runs. A backend knows nothing of architectures: the plan tells it everything.
+
+use std::ops::Range;
+
+use crate::plan::Slot;
+
+/// One token of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Token {
+    pub id: u32,
+    /// Index into `Env::pages`.
+    pub seq: u32,
+    pub pos: u32,
+}
+
+/// What changes between runs. Tokens of one sequence are neighbours, by rising position.
+#[derive(Clone, Copy, Debug)]
+pub struct Env<'a> {
+    pub tokens: &'a [Token], // (t)
+    /// Rows of `tokens` whose logits are wanted, rising: (r).
+    pub rows: &'a [u32],
+    /// Per sequence, the cache pages that hold its positions, in order.
+    pub pages: &'a [&'a [u32]],
+}
+
+/// Why a run failed.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    #[error("token id {id} is outside the vocabulary of {vocab}; the text was tokenized for another model")]
+    UnknownToken { id: u32, vocab: usize },
+    #[error("{what} needs {bytes} bytes of memory, which this machine refused; use a smaller -c or -b")]
+    OutOfMemory { what: String, bytes: usize },
+    #[error("{0}")]
+    Device(String),
+}
+
+/// How cached keys and values are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum KvFormat {
+    F32,
+    #[default]
+    F16,
+    /// Blocks of 32 int8 with an f16 scale: 8.5 bits a value.
+    Q8_0,
+}
+
+impl KvFormat {
+    /// Bytes of one cached value, scales included.
+    pub fn bytes_per_value(self) -> f64 {
+        match self {
+            KvFormat::F32 => 4.0,
+            KvFormat::F16 => 2.0,
+            KvFormat::Q8_0 => 34.0 / 32.0,
+        }
+    }
+}
+
+impl std::str::FromStr for KvFormat {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<KvFormat, String> {
+        match s.to_ascii_lowercase().as_str() {
+            "f32" => Ok(KvFormat::F32),
+            "f16" => Ok(KvFormat::F16),
+            "q8_0" => Ok(KvFormat::Q8_0),
+            _ => Err(format!("unknown cache type '{s}'; known: f32, f16, q8_0")),
+        }
+    }
+}
+
+/// Runs steps of one plan.
+pub trait Backend: Send {
+    /// Runs these steps for the tokens of `env`.
+    fn run(&mut self, steps: Range<usize>, env: &Env) -> Result<(), BackendError>;
+
+    /// Copies the first `out.len() / width` rows of a slot to the host.
+    fn read(&mut self, slot: Slot, out: &mut [f32]) -> Result<(), BackendError>;
+
+    /// Overwrites the first rows of a slot from the host.
+    fn write(&mut self, slot: Slot, rows: &[f32]) -> Result<(), BackendError>;
+
+    /// Copies the first `tokens` positions of a cache page to another, in every layer that this backend holds.
+    fn copy_page(&mut self, from: u32, to: u32) -> Result<(), BackendError>;
+}

@@ -1,1 +1,310 @@
-//! cpu
+//! The CPU executor: walks the steps with a team of threads, straight from the mapped blocks.
+//!
+//! One token is a chain of matrix-vector products at memory bandwidth; a batch unpacks each tile of weights once and
+//! uses it for all tokens. In exact mode weights are widened to f32 and activations stay f32: slow, and the reference
+//! for everything else. It runs every operation; placement leaves here what a GPU refuses.
+
+mod attention;
+mod dense;
+mod experts;
+mod kv;
+mod threads;
+
+use std::cell::UnsafeCell;
+use std::ops::Range;
+use std::sync::Arc;
+
+use rynd_quant::attention::{PAGE, PageKernels};
+use rynd_quant::{Kernels, Linear};
+
+use self::kv::KvCache;
+use self::threads::{Shared, Team, Worker};
+use crate::backend::{Backend, BackendError, Env, KvFormat};
+use crate::plan::{KvId, Op, PAGE_TOKENS, Plan, RopeId, RopeLayout, Slot, WeightId};
+use crate::weights::Weights;
+
+const _: () = assert!(PAGE == PAGE_TOKENS, "the page kernels and the plan agree on a page");
+
+/// How to set up the executor.
+#[derive(Clone, Copy, Debug)]
+pub struct CpuConfig {
+    pub threads: usize,
+    /// Tokens of a run, at most.
+    pub batch: usize,
+    /// Cache pages, over all sequences.
+    pub pages: usize,
+    pub kv: KvFormat,
+    /// Weights widened to f32, activations and cache in f32.
+    pub exact: bool,
+}
+
+/// The executor. Only `run` starts the team; between runs nobody else touches its buffers.
+pub struct Cpu {
+    weights: Weights,
+    plan: Arc<Plan>,
+    kernels: &'static Kernels,
+    page_kernels: PageKernels,
+    exact: bool,
+    batch: usize,
+    team: Team,
+    buffers: Vec<Shared<f32>>, // by SlotInfo::buffer: (batch, width)
+    kv: Vec<KvCache>,
+    /// Norm weights and biases as f32, by weight id; empty for matrices.
+    vectors: Vec<Vec<f32>>,
+    partials: Shared<f32>,
+    angles: Vec<[Shared<f32>; 2]>, // per rope: cos, sin (batch, dims / 2)
+    normed: Shared<f32>,           // (batch, widest input)
+    acts: dense::ActSet,           // (batch, widest input)
+    mixture: experts::Mixture,
+    workers: Vec<UnsafeCell<WorkerState>>,
+}
+
+// SAFETY: the cells are reached only from inside `run`, `workers[i]` by worker i alone; the rest is `Sync` by itself.
+unsafe impl Sync for Cpu {}
+
+/// A worker's own buffers.
+#[derive(Default)]
+struct WorkerState {
+    attention: attention::Buffers,
+    own: dense::ActSet,        // one token's input
+    own_hidden: dense::ActSet, // one token's hidden values, by pick
+    normed: Vec<f32>,
+    tile: Vec<f32>,
+    tile2: Vec<f32>,
+    order: Vec<u32>,
+    groups: experts::Groups,
+}
+
+/// One run: the environment and what was prepared from it.
+struct Run<'a> {
+    cpu: &'a Cpu,
+    env: &'a Env<'a>,
+}
+
+impl Run<'_> {
+    /// Cosines and sines of a token's position: (dims / 2) each.
+    fn rope(&self, id: RopeId, token: usize) -> (&[f32], &[f32], RopeLayout) {
+        let table = &self.cpu.plan.ropes[id.0 as usize];
+        let half = table.inv_freq.len();
+        let range = token * half..(token + 1) * half;
+        let [cos, sin] = &self.cpu.angles[id.0 as usize];
+        // SAFETY: phase contract; angles are written only before the first barrier of a run.
+        unsafe { (cos.get(range.clone()), sin.get(range), table.layout) }
+    }
+
+    /// Rows of a slot in this run.
+    fn rows(&self, slot: Slot) -> usize {
+        if self.cpu.plan.slot(slot).taken { self.env.rows.len() } else { self.env.tokens.len() }
+    }
+}
+
+impl Cpu {
+    /// An executor for the plan of these weights.
+    pub fn new(weights: Weights, config: &CpuConfig) -> Result<Cpu, BackendError> {
+        let plan = Arc::clone(weights.plan());
+        let team = Team::new(config.threads.max(1))?;
+        let kv_format = if config.exact { KvFormat::F32 } else { config.kv };
+        let kv = plan.kv.iter().map(|kv| KvCache::new(kv, kv_format, config.pages)).collect::<Result<_, _>>()?;
+        let widths = plan.buffer_widths();
+        let buffers =
+            widths.iter().map(|width| Shared::zeroed(width * config.batch, "activations")).collect::<Result<_, _>>()?;
+        let mut partials = 0;
+        let mut narrow_heads = false;
+        for step in &plan.steps {
+            if let Op::Attention { heads, .. } = &step.op {
+                if !attention::supports(*heads) {
+                    return Err(BackendError::Device(format!(
+                        "{} query heads over {} key-value heads are more than the attention kernel holds",
+                        heads.heads, heads.kv_heads
+                    )));
+                }
+                partials = partials.max(attention::partial_values(*heads, team.size()));
+                narrow_heads |= !heads.head_dim.is_multiple_of(16);
+            }
+        }
+        let angles = plan
+            .ropes
+            .iter()
+            .map(|rope| {
+                let len = rope.inv_freq.len() * config.batch;
+                Ok([Shared::zeroed(len, "activations")?, Shared::zeroed(len, "activations")?])
+            })
+            .collect::<Result<_, BackendError>>()?;
+        let kernels = Kernels::get();
+        let mut acts = dense::ActSet::default();
+        acts.reserve(input_width(&plan) * config.batch);
+        Ok(Cpu {
+            vectors: vectors(&weights),
+            mixture: experts::Mixture::new(&plan, config.batch)?,
+            normed: Shared::zeroed(input_width(&plan) * config.batch, "activations")?,
+            acts,
+            kernels,
+            page_kernels: PageKernels::new(narrow_heads),
+            exact: config.exact,
+            batch: config.batch,
+            buffers,
+            kv,
+            partials: Shared::zeroed(partials, "activations")?,
+            angles,
+            workers: (0..team.size()).map(|_| UnsafeCell::default()).collect(),
+            team,
+            plan,
+            weights,
+        })
+    }
+
+    /// Number of worker threads.
+    pub fn threads(&self) -> usize {
+        self.team.size()
+    }
+
+    fn buffer(&self, slot: Slot) -> &Shared<f32> {
+        &self.buffers[self.plan.slot(slot).buffer as usize]
+    }
+
+    fn width(&self, slot: Slot) -> usize {
+        self.plan.slot(slot).width
+    }
+
+    fn vector(&self, id: WeightId) -> &[f32] {
+        &self.vectors[id.0 as usize]
+    }
+
+    fn cache(&self, id: KvId) -> &KvCache {
+        &self.kv[id.0 as usize]
+    }
+
+    fn linear(&self, id: WeightId) -> &'static Linear {
+        let format = self.plan.weight(id).format;
+        if self.exact { self.kernels.exact(format) } else { self.kernels.linear(format) }
+    }
+
+    /// `1 / sqrt(mean(x^2) + eps)`.
+    fn rms_scale(&self, x: &[f32], eps: f32) -> f32 {
+        let mean = self.kernels.vector().dot(x, x) / x.len() as f32;
+        1.0 / (mean + eps).sqrt()
+    }
+
+    /// The worker's own buffers.
+    #[expect(clippy::mut_from_ref, reason = "each worker asks for its own cell only")]
+    fn worker(&self, w: &Worker) -> &mut WorkerState {
+        // SAFETY: cell i is reached by worker i alone, and no operation holds it across another's.
+        unsafe { &mut *self.workers[w.index].get() }
+    }
+
+    fn step(&self, run: &Run, w: &Worker, op: &Op) {
+        match op {
+            Op::Embed { table, scale, out } => self.embed(run, w, *table, *scale, *out),
+            Op::RmsNorm { x, norm, out, add } => self.rms_norm(run, w, *x, *norm, *out, *add),
+            Op::Linear { x, norm, parts, add } => self.run_linear(run, w, *x, *norm, parts, *add),
+            Op::RopeStore { q, k, v, heads, q_norm, k_norm, rope, kv } => {
+                self.rope_store(run, w, [*q, *k, *v], *heads, [*q_norm, *k_norm], *rope, self.cache(*kv));
+            }
+            Op::Attention { q, heads, kv, scale, window, out } => {
+                self.attention(run, w, *q, *heads, self.cache(*kv), *scale, *window, *out);
+            }
+            Op::GatedUp { x, norm, gate, up, act, out } => {
+                self.gated_up(run, w, *x, *norm, [*gate, *up], *act, *out);
+            }
+            Op::Router { x, weight, used, gating, normalize, scale, picks } => {
+                self.router(run, w, *x, *weight, *used, *gating, *normalize, *scale, *picks);
+            }
+            Op::Experts { x, picks, used, gate, up, down, act, out } => {
+                let weights = experts::ExpertWeights { gate: *gate, up: *up, down: *down };
+                self.run_experts(run, w, *x, *picks, *used, weights, *act, *out);
+            }
+            Op::TakeRows { x, out } => self.take_rows(run, w, *x, *out),
+            // Values move between executors outside of a run.
+            Op::Move { .. } => {}
+        }
+    }
+
+    /// Cosines and sines of every position of the run.
+    fn prepare_angles(&self, run: &Run, w: &Worker) {
+        for (table, [cos, sin]) in self.plan.ropes.iter().zip(&self.angles) {
+            let half = table.inv_freq.len();
+            for token in w.share(run.env.tokens.len()) {
+                let pos = run.env.tokens[token].pos as f32;
+                let range = token * half..(token + 1) * half;
+                // SAFETY: phase contract; shares are disjoint, and a barrier follows.
+                let (cos, sin) = unsafe { (cos.get_mut(range.clone()), sin.get_mut(range)) };
+                for (i, f) in table.inv_freq.iter().enumerate() {
+                    let (s, c) = f64::from(pos * f).sin_cos();
+                    cos[i] = c as f32 * table.magnitude;
+                    sin[i] = s as f32 * table.magnitude;
+                }
+            }
+        }
+        w.barrier();
+    }
+}
+
+/// The widest input of a matrix product.
+fn input_width(plan: &Plan) -> usize {
+    let width = |op: &Op| match op {
+        Op::Linear { x, .. } | Op::GatedUp { x, .. } | Op::Router { x, .. } | Op::Experts { x, .. } => {
+            plan.slot(*x).width
+        }
+        Op::Embed { .. }
+        | Op::RmsNorm { .. }
+        | Op::RopeStore { .. }
+        | Op::Attention { .. }
+        | Op::TakeRows { .. }
+        | Op::Move { .. } => 0,
+    };
+    plan.steps.iter().map(|step| width(&step.op)).max().unwrap_or(0)
+}
+
+/// One-dimensional weights, widened once: norms and biases are a few kilobytes a layer.
+fn vectors(weights: &Weights) -> Vec<Vec<f32>> {
+    let plan = weights.plan();
+    (0..plan.weights.len() as u32)
+        .map(|id| {
+            let weight = plan.weight(WeightId(id));
+            if weight.rows * weight.experts > 1 {
+                return vec![];
+            }
+            let mut values = vec![0.0; weight.k];
+            weight.format.decode(weights.bytes(WeightId(id)), &mut values);
+            values
+        })
+        .collect()
+}
+
+impl Backend for Cpu {
+    fn run(&mut self, steps: Range<usize>, env: &Env) -> Result<(), BackendError> {
+        assert!(env.tokens.len() <= self.batch && env.rows.len() <= self.batch, "the engine cuts batches to size");
+        if let Some(token) = env.tokens.iter().find(|token| token.id as usize >= self.plan.vocab) {
+            return Err(BackendError::UnknownToken { id: token.id, vocab: self.plan.vocab });
+        }
+        let this = &*self;
+        let run = Run { cpu: this, env };
+        this.team.run(|w| {
+            this.prepare_angles(&run, w);
+            for step in &this.plan.steps[steps.clone()] {
+                let nothing_to_do = step.op.writes().first().is_some_and(|slot| run.rows(*slot) == 0);
+                if !nothing_to_do {
+                    this.step(&run, w, &step.op);
+                }
+            }
+        });
+        Ok(())
+    }
+
+    fn read(&mut self, slot: Slot, out: &mut [f32]) -> Result<(), BackendError> {
+        let buffer = self.plan.slot(slot).buffer as usize;
+        out.copy_from_slice(&self.buffers[buffer].as_mut()[..out.len()]);
+        Ok(())
+    }
+
+    fn write(&mut self, slot: Slot, rows: &[f32]) -> Result<(), BackendError> {
+        let buffer = self.plan.slot(slot).buffer as usize;
+        self.buffers[buffer].as_mut()[..rows.len()].copy_from_slice(rows);
+        Ok(())
+    }
+
+    fn copy_page(&mut self, from: u32, to: u32) -> Result<(), BackendError> {
+        self.kv.iter_mut().for_each(|kv| kv.copy_page(from, to));
+        Ok(())
+    }
+}

@@ -1,1 +1,43 @@
-//! weights
+//! The bytes behind a plan's weights: borrowed from the mapped file, never copied.
+//!
+//! A `Weights` keeps the file mapped for as long as any executor holds it.
+
+use std::sync::Arc;
+
+use crate::gguf::Gguf;
+use crate::plan::{Plan, WeightId};
+
+/// A plan and the file its weights lie in.
+#[derive(Clone)]
+pub struct Weights {
+    gguf: Gguf,
+    plan: Arc<Plan>,
+}
+
+impl Weights {
+    /// The weights of this plan, which was built from this file.
+    pub fn new(gguf: Gguf, plan: Arc<Plan>) -> Weights {
+        Weights { gguf, plan }
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &Arc<Plan> {
+        &self.plan
+    }
+
+    /// The file.
+    pub fn gguf(&self) -> &Gguf {
+        &self.gguf
+    }
+
+    /// The whole tensor: (experts, rows, k) blocks.
+    pub fn bytes(&self, id: WeightId) -> &[u8] {
+        self.gguf.bytes(&self.gguf.tensors()[self.plan.weight(id).tensor])
+    }
+
+    /// One expert's matrix: (rows, k) blocks.
+    pub fn expert(&self, id: WeightId, expert: usize) -> &[u8] {
+        let size = self.plan.weight(id).expert_bytes();
+        &self.bytes(id)[expert * size..(expert + 1) * size]
+    }
+}

@@ -1,0 +1,71 @@
+//! The instruction sets: what each detects, and which kernels it brings to the table.
+//!
+//! A level gives `None` for a format that it has no kernel for; the scalar one then stands in.
+
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+pub(crate) mod scalar;
+
+use crate::format::Format;
+use crate::kernels::{Level, Linear, Quantise};
+use crate::vector::Vector;
+
+pub(crate) fn has_avx2() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+pub(crate) fn has_avx512() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return has_avx2()
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512vbmi")
+        && is_x86_feature_detected!("avx512vnni")
+        && is_x86_feature_detected!("gfni");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+pub(crate) fn has_neon() -> bool {
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("dotprod");
+    #[cfg(not(target_arch = "aarch64"))]
+    false
+}
+
+pub(crate) fn linear(level: Level, format: Format) -> Option<Linear> {
+    match level {
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => neon::linear(format),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => avx512::linear(format),
+        _ => None,
+    }
+}
+
+pub(crate) fn exact(level: Level, _format: Format) -> Option<Linear> {
+    match level {
+        Level::Scalar | Level::Avx2 | Level::Avx512 | Level::Neon => None,
+    }
+}
+
+pub(crate) fn quantise(level: Level) -> Quantise {
+    match level {
+        Level::Scalar | Level::Avx2 | Level::Avx512 | Level::Neon => scalar::quantise,
+    }
+}
+
+pub(crate) fn vector(level: Level) -> Vector {
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => avx512::vector::TABLE,
+        _ => scalar::vector::TABLE,
+    }
+}

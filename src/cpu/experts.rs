@@ -1,0 +1,317 @@
+//! The router and the mixture of experts on the CPU.
+//!
+//! One token: its few experts' matrices are read once, straight from the mapping. A batch is grouped by expert first,
+//! so that each expert's weights are unpacked once for all tokens that picked it. The second product adds into the
+//! output by chunks of rows, each chunk one worker's for all experts: no per-pair output buffer, and a fixed order of
+//! sums whatever the number of threads.
+
+use rynd_quant::{ActKind, Tokens};
+
+use super::dense::{ActSet, Matrix, activate};
+use super::threads::{Shared, Worker};
+use super::{Cpu, Run, WorkerState};
+use crate::backend::BackendError;
+use crate::plan::{Activation, Gating, Op, Plan, Slot, WeightId};
+
+/// Rows of a chunk in a batch, at most.
+const CHUNK: usize = 64;
+
+/// Buffers of the mixture, sized at load for the widest layer.
+pub(super) struct Mixture {
+    logits: Shared<f32>, // (batch, experts)
+    hidden: Shared<f32>, // (batch * used, ff)
+    acts: ActSet,        // (batch * used, ff)
+}
+
+impl Mixture {
+    pub(super) fn new(plan: &Plan, batch: usize) -> Result<Mixture, BackendError> {
+        let (mut logits, mut hidden) = (0, 0);
+        for step in &plan.steps {
+            match &step.op {
+                Op::Router { weight, .. } => logits = logits.max(plan.weight(*weight).rows),
+                Op::Experts { used, down, .. } => hidden = hidden.max(used * plan.weight(*down).k),
+                _ => {}
+            }
+        }
+        let mut acts = ActSet::default();
+        acts.reserve(batch * hidden);
+        Ok(Mixture {
+            logits: Shared::zeroed(batch * logits, "router logits")?,
+            hidden: Shared::zeroed(batch * hidden, "expert activations")?,
+            acts,
+        })
+    }
+}
+
+/// A batch's (token, pick) pairs grouped by expert; every worker has its own copy, which costs less than sharing one.
+#[derive(Default)]
+pub(super) struct Groups {
+    /// Token of each pair, pairs of one expert together.
+    tokens: Vec<u32>,
+    /// Mixing weight of each pair.
+    weights: Vec<f32>,
+    /// Experts that were picked, and where their pairs end.
+    experts: Vec<(usize, usize)>,
+    ends: Vec<usize>,
+}
+
+impl Groups {
+    /// Groups `picks` (t, 2 * used) by expert.
+    fn fill(&mut self, picks: &[f32], used: usize, experts: usize) {
+        self.ends.clear();
+        self.ends.resize(experts + 1, 0);
+        let rows = || picks.chunks_exact(2 * used);
+        for row in rows() {
+            row[..used].iter().for_each(|id| self.ends[id.to_bits() as usize + 1] += 1);
+        }
+        for e in 0..experts {
+            self.ends[e + 1] += self.ends[e];
+        }
+        let pairs = self.ends[experts];
+        self.tokens.resize(pairs, 0);
+        self.weights.resize(pairs, 0.0);
+        // `ends[e]` starts as the first place of expert e and moves to its end.
+        for (token, row) in rows().enumerate() {
+            for (id, weight) in row[..used].iter().zip(&row[used..]) {
+                let place = &mut self.ends[id.to_bits() as usize];
+                self.tokens[*place] = token as u32;
+                self.weights[*place] = *weight;
+                *place += 1;
+            }
+        }
+        self.experts.clear();
+        let mut start = 0;
+        for e in 0..experts {
+            if self.ends[e] > start {
+                self.experts.push((e, self.ends[e]));
+            }
+            start = self.ends[e];
+        }
+    }
+
+    /// The i-th picked expert and its pairs.
+    fn get(&self, i: usize) -> (usize, std::ops::Range<usize>) {
+        let start = if i == 0 { 0 } else { self.experts[i - 1].1 };
+        (self.experts[i].0, start..self.experts[i].1)
+    }
+}
+
+/// The three matrices of one layer's experts.
+#[derive(Clone, Copy)]
+pub(super) struct ExpertWeights {
+    pub gate: WeightId,
+    pub up: WeightId,
+    pub down: WeightId,
+}
+
+impl Cpu {
+    /// `Op::Router`.
+    pub(super) fn router(
+        &self,
+        run: &Run,
+        w: &Worker,
+        x: Slot,
+        weight: WeightId,
+        used: usize,
+        gating: Gating,
+        normalize: bool,
+        scale: f32,
+        picks: Slot,
+    ) {
+        let (t, k) = (run.rows(x), self.width(x));
+        let matrix = self.matrix(weight);
+        let experts = matrix.rows;
+        let WorkerState { own, normed, tile, order, .. } = self.worker(w);
+        let kind = matrix.linear.act();
+        let (rows_f32, set) = self.inputs(w, own, normed, self.buffer(x), [t, k], None, &[kind]);
+        // SAFETY: phase contract; the set was filled for this kind and is only read.
+        let view = unsafe { set.view(kind, [t, k], rows_f32) };
+        w.chunks(experts, experts.div_ceil(w.team()).next_multiple_of(16).min(CHUNK), |rows| {
+            self.product(&matrix, &view, rows.clone(), tile);
+            for (token, values) in tile.chunks_exact(rows.len()).enumerate() {
+                let at = token * experts;
+                // SAFETY: phase contract; each chunk of rows has one writer.
+                unsafe { self.mixture.logits.get_mut(at + rows.start..at + rows.end) }.copy_from_slice(values);
+            }
+        });
+        for token in w.share(t) {
+            // SAFETY: phase contract; logits were written before the barrier, each token's picks have one writer.
+            let (logits, picks) = unsafe {
+                (
+                    self.mixture.logits.get(token * experts..(token + 1) * experts),
+                    self.buffer(picks).get_mut(token * 2 * used..(token + 1) * 2 * used),
+                )
+            };
+            match gating {
+                Gating::Softmax => pick_by_softmax(logits, used, normalize, scale, order, picks),
+            }
+        }
+        w.barrier();
+    }
+
+    /// `Op::Experts`.
+    pub(super) fn run_experts(
+        &self,
+        run: &Run,
+        w: &Worker,
+        x: Slot,
+        picks: Slot,
+        used: usize,
+        weights: ExpertWeights,
+        act: Activation,
+        out: Slot,
+    ) {
+        let t = run.rows(x);
+        // SAFETY: phase contract; picks are only read in this step.
+        let picks = unsafe { self.buffer(picks).get(0..t * 2 * used) };
+        if t == 1 {
+            self.experts_of_one(w, x, picks, weights, act, out);
+        } else {
+            self.experts_of_batch(w, x, picks, [t, used], weights, act, out);
+        }
+    }
+
+    fn expert_matrix(&self, id: WeightId, expert: usize) -> Matrix<'_> {
+        let weight = self.plan.weight(id);
+        Matrix { linear: self.linear(id), bytes: self.weights.expert(id, expert), rows: weight.rows, k: weight.k }
+    }
+
+    fn experts_of_one(&self, w: &Worker, x: Slot, picks: &[f32], weights: ExpertWeights, act: Activation, out: Slot) {
+        let used = picks.len() / 2;
+        let k = self.width(x);
+        let ff = self.plan.weight(weights.down).k;
+        let n = self.width(out);
+        let WorkerState { own, own_hidden, normed, tile, tile2, .. } = self.worker(w);
+        let kinds = [self.linear(weights.gate).act(), self.linear(weights.up).act()];
+        let (rows_f32, set) = self.inputs(w, own, normed, self.buffer(x), [1, k], None, &kinds);
+        // SAFETY: phase contract; the set was filled for both kinds and is only read.
+        let (gate_x, up_x) = unsafe { (set.view(kinds[0], [1, k], rows_f32), set.view(kinds[1], [1, k], rows_f32)) };
+
+        let chunk = self.chunk_rows(w, 1, ff * used);
+        let per_expert = ff.div_ceil(chunk);
+        w.chunks(per_expert * used, 1, |items| {
+            for item in items {
+                let (pick, part) = (item / per_expert, item % per_expert);
+                let expert = picks[pick].to_bits() as usize;
+                let rows = part * chunk..((part + 1) * chunk).min(ff);
+                tile.resize(rows.len(), 0.0);
+                tile2.resize(rows.len(), 0.0);
+                self.expert_matrix(weights.gate, expert).one(rows.clone(), gate_x.row(0), tile);
+                self.expert_matrix(weights.up, expert).one(rows.clone(), up_x.row(0), tile2);
+                activate(self.kernels, act, tile, tile2);
+                let at = pick * ff;
+                // SAFETY: phase contract; each chunk of rows has one writer.
+                unsafe { self.mixture.hidden.get_mut(at + rows.start..at + rows.end) }.copy_from_slice(tile);
+            }
+        });
+
+        let kind = self.linear(weights.down).act();
+        own_hidden.reserve(used * ff);
+        // SAFETY: phase contract; hidden was written before the barrier, and the set is this worker's own.
+        let hidden = unsafe {
+            let hidden = self.mixture.hidden.get(0..used * ff);
+            own_hidden.fill(&[kind], [used, ff], 0..used, hidden);
+            own_hidden.view(kind, [used, ff], hidden)
+        };
+        w.chunks(n, self.chunk_rows(w, 1, n), |rows| {
+            tile.resize(rows.len(), 0.0);
+            // SAFETY: phase contract; each chunk of rows has one writer.
+            let out = unsafe { self.buffer(out).get_mut(rows.clone()) };
+            for pick in 0..used {
+                let expert = picks[pick].to_bits() as usize;
+                self.expert_matrix(weights.down, expert).one(rows.clone(), hidden.row(pick), tile);
+                let weight = picks[used + pick];
+                out.iter_mut().zip(&*tile).for_each(|(o, y)| *o += weight * y);
+            }
+        });
+    }
+
+    fn experts_of_batch(
+        &self,
+        w: &Worker,
+        x: Slot,
+        picks: &[f32],
+        [t, used]: [usize; 2],
+        weights: ExpertWeights,
+        act: Activation,
+        out: Slot,
+    ) {
+        let k = self.width(x);
+        let ff = self.plan.weight(weights.down).k;
+        let n = self.width(out);
+        let pairs = t * used;
+        let WorkerState { own, normed, tile, tile2, groups, .. } = self.worker(w);
+        groups.fill(picks, used, self.plan.weight(weights.gate).experts);
+        let kinds = [self.linear(weights.gate).act(), self.linear(weights.up).act()];
+        let (rows_f32, set) = self.inputs(w, own, normed, self.buffer(x), [t, k], None, &kinds);
+        // SAFETY: phase contract; the set was filled for both kinds and is only read.
+        let (gate_x, up_x) = unsafe { (set.view(kinds[0], [t, k], rows_f32), set.view(kinds[1], [t, k], rows_f32)) };
+
+        let per_expert = ff.div_ceil(CHUNK);
+        w.chunks(per_expert * groups.experts.len(), 1, |items| {
+            for item in items {
+                let (expert, pairs) = groups.get(item / per_expert);
+                let rows = item % per_expert * CHUNK..((item % per_expert + 1) * CHUNK).min(ff);
+                let tokens = &groups.tokens[pairs.clone()];
+                tile.resize(tokens.len() * rows.len(), 0.0);
+                tile2.resize(tokens.len() * rows.len(), 0.0);
+                let gate = self.expert_matrix(weights.gate, expert);
+                let up = self.expert_matrix(weights.up, expert);
+                gate.many(rows.clone(), &gate_x, Tokens::List(tokens), tile);
+                up.many(rows.clone(), &up_x, Tokens::List(tokens), tile2);
+                activate(self.kernels, act, tile, tile2);
+                for (pair, values) in pairs.zip(tile.chunks_exact(rows.len())) {
+                    let at = pair * ff;
+                    // SAFETY: phase contract; each chunk of rows has one writer.
+                    unsafe { self.mixture.hidden.get_mut(at + rows.start..at + rows.end) }.copy_from_slice(values);
+                }
+            }
+        });
+
+        let kind = self.linear(weights.down).act();
+        let share = w.share(pairs);
+        if kind != ActKind::F32 && !share.is_empty() {
+            // SAFETY: phase contract; hidden was written before the barrier, shares are disjoint.
+            unsafe {
+                let hidden = self.mixture.hidden.get(share.start * ff..share.end * ff);
+                self.mixture.acts.fill(&[kind], [pairs, ff], share, hidden);
+            }
+        }
+        w.barrier();
+        // SAFETY: phase contract; all was filled before the barrier.
+        let hidden = unsafe { self.mixture.acts.view(kind, [pairs, ff], self.mixture.hidden.get(0..pairs * ff)) };
+        let chunk = (n / (4 * w.team())).next_multiple_of(16).clamp(16, CHUNK);
+        w.chunks(n, chunk, |rows| {
+            for i in 0..groups.experts.len() {
+                let (expert, pairs) = groups.get(i);
+                tile.resize(pairs.len() * rows.len(), 0.0);
+                let down = self.expert_matrix(weights.down, expert);
+                down.many(rows.clone(), &hidden, Tokens::Range(pairs.start, pairs.end), tile);
+                for (pair, values) in pairs.zip(tile.chunks_exact(rows.len())) {
+                    let (at, weight) = (groups.tokens[pair] as usize * n, groups.weights[pair]);
+                    // SAFETY: phase contract; each chunk of rows has one writer, for all experts.
+                    let out = unsafe { self.buffer(out).get_mut(at + rows.start..at + rows.end) };
+                    out.iter_mut().zip(values).for_each(|(o, y)| *o += weight * y);
+                }
+            }
+        });
+    }
+}
+
+/// The `used` largest of softmax(logits), ties to the lower id, into `picks` as `Op::Router` describes.
+fn pick_by_softmax(logits: &[f32], used: usize, normalize: bool, scale: f32, order: &mut Vec<u32>, picks: &mut [f32]) {
+    order.clear();
+    order.extend(0..logits.len() as u32);
+    let by_logit = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+    if used < order.len() {
+        order.select_nth_unstable_by(used, by_logit);
+    }
+    order[..used].sort_unstable_by(by_logit);
+    let max = logits[order[0] as usize];
+    let chosen = |i: usize| (logits[order[i] as usize] - max).exp();
+    let total: f32 = if normalize { (0..used).map(chosen).sum() } else { logits.iter().map(|l| (l - max).exp()).sum() };
+    for i in 0..used {
+        picks[i] = f32::from_bits(order[i]);
+        picks[used + i] = chosen(i) / total * scale;
+    }
+}
