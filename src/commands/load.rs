@@ -7,7 +7,9 @@ use anyhow::{Context, Result};
 use clap::builder::RangedU64ValueParser;
 use serde_json::{Map, Value as Json};
 
+use super::obtain;
 use crate::backend::KvFormat;
+use crate::catalog::Catalog;
 use crate::chat::Template;
 use crate::engine::{Engine, EngineConfig};
 use crate::gguf::Gguf;
@@ -17,20 +19,28 @@ use crate::tokenizer::{Tokenizer, Vocab};
 /// Which model.
 #[derive(Debug, clap::Args)]
 pub struct ModelArg {
-    /// A GGUF file; of a split model any part
+    /// A GGUF file (of a split model any part), a short name as 'rynd list' shows them, or hf:owner/repo[:QUANT]
     #[arg(value_name = "MODEL")]
-    model: PathBuf,
+    model: String,
+    /// Fetch the model without asking if it is not on this machine
+    #[arg(long)]
+    yes: bool,
 }
 
 impl ModelArg {
-    /// The file.
-    pub fn path(&self) -> &Path {
-        &self.model
+    /// The file, fetched first if need be and the user agrees.
+    pub fn path(&self) -> Result<PathBuf> {
+        let path = Path::new(&self.model);
+        // A catalog that can not be read must not stand between the user and a file.
+        if path.extension().is_some_and(|extension| extension == "gguf") && path.exists() {
+            return Ok(path.to_owned());
+        }
+        Ok(obtain::obtain(&Catalog::open()?, &self.model, self.yes)?.path().to_owned())
     }
 
     /// Opens the file without preparing to run it.
     pub fn open(&self) -> Result<Gguf> {
-        Ok(Gguf::open(self.path())?)
+        Ok(Gguf::open(&self.path()?)?)
     }
 
     /// Opens the file and prepares to run it.

@@ -9,13 +9,17 @@ mod completions;
 mod input;
 mod inspect;
 mod interrupt;
+mod list;
 mod load;
 mod logits;
 mod man;
 mod memory;
 mod npy;
 mod numbers;
+mod obtain;
 mod perplexity;
+mod pull;
+mod rm;
 mod run;
 mod sampling;
 mod steps;
@@ -32,6 +36,7 @@ use clap::{Parser, Subcommand};
 #[command(name = "rynd", version, about, max_term_width = 100)]
 #[command(after_help = "\
 Environment:
+  RYND_HOME   where fetched models and the configuration are kept
   RYND_SIMD   caps the instruction set: scalar, avx2, avx512 or neon
 
 Run 'rynd COMMAND --help' for a command's options and examples.")]
@@ -43,6 +48,9 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Arguments),
+    Pull(pull::Arguments),
+    List(list::Arguments),
+    Rm(rm::Arguments),
     Inspect(inspect::Arguments),
     Bench(bench::Arguments),
     Perplexity(perplexity::Arguments),
@@ -57,6 +65,9 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     rynd_quant::Kernels::from_env()?;
     match cli.command {
         Command::Run(arguments) => run::run(&arguments),
+        Command::Pull(arguments) => pull::run(&arguments),
+        Command::List(arguments) => list::run(&arguments),
+        Command::Rm(arguments) => rm::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Perplexity(arguments) => perplexity::run(&arguments),
