@@ -1,7 +1,7 @@
 //! The model argument and the flags that every command shares: how the model is loaded and computed.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use clap::builder::RangedU64ValueParser;
@@ -19,28 +19,28 @@ use crate::tokenizer::{Tokenizer, Vocab};
 /// Which model.
 #[derive(Debug, clap::Args)]
 pub struct ModelArg {
-    /// A GGUF file (of a split model any part), a short name as 'rynd list' shows them, or hf:owner/repo[:QUANT]
+    /// A GGUF file (of a split model any part), a short name of 'rynd list', or hf:owner/repo[:QUANT or FILE]
     #[arg(value_name = "MODEL")]
     model: String,
-    /// Fetch the model without asking if it is not on this machine
+    /// Fetch a model that is not here without asking
     #[arg(long)]
     yes: bool,
 }
 
 impl ModelArg {
-    /// The file, fetched first if need be and the user agrees.
-    pub fn path(&self) -> Result<PathBuf> {
-        let path = Path::new(&self.model);
-        // A catalog that can not be read must not stand between the user and a file.
-        if path.extension().is_some_and(|extension| extension == "gguf") && path.exists() {
-            return Ok(path.to_owned());
-        }
-        Ok(obtain::obtain(&Catalog::open()?, &self.model, self.yes)?.path().to_owned())
+    /// As the user wrote it.
+    pub fn name(&self) -> &str {
+        &self.model
     }
 
-    /// Opens the file without preparing to run it.
+    /// Opens the file without preparing to run it. What is no path is looked up in the catalog, and fetched after a yes.
     pub fn open(&self) -> Result<Gguf> {
-        Ok(Gguf::open(&self.path()?)?)
+        let path = Path::new(&self.model);
+        if path.is_file() {
+            return Ok(Gguf::open(path)?);
+        }
+        let resolved = obtain::obtain(&Catalog::open()?, &self.model, self.yes)?;
+        Ok(Gguf::open(resolved.path())?)
     }
 
     /// Opens the file and prepares to run it.
