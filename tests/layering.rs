@@ -3,6 +3,8 @@
 //! Sources are read as tokens, comments and strings dropped. A use of a module is `crate::x`, `rynd::x`, each name of
 //! `crate::{x, y::z}`, or enough `super::` to reach the root; a ban may also name another crate.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::path::{Path, PathBuf};
 
 /// Bans beyond the order: (module, what it must not name, why).

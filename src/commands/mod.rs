@@ -9,13 +9,17 @@ mod completions;
 mod input;
 mod inspect;
 mod interrupt;
+mod list;
 mod load;
 mod logits;
 mod man;
 mod memory;
 mod npy;
 mod numbers;
+mod obtain;
 mod perplexity;
+mod pull;
+mod rm;
 mod run;
 mod sampling;
 mod steps;
@@ -43,6 +47,9 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Arguments),
+    Pull(pull::Arguments),
+    List(list::Arguments),
+    Rm(rm::Arguments),
     Inspect(inspect::Arguments),
     Bench(bench::Arguments),
     Perplexity(perplexity::Arguments),
@@ -57,6 +64,9 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     rynd_quant::Kernels::from_env()?;
     match cli.command {
         Command::Run(arguments) => run::run(&arguments),
+        Command::Pull(arguments) => pull::run(&arguments),
+        Command::List(arguments) => list::run(&arguments),
+        Command::Rm(arguments) => rm::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Perplexity(arguments) => perplexity::run(&arguments),

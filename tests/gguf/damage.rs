@@ -125,6 +125,7 @@ fn names_and_keys_that_occur_twice_are_refused() {
 #[test]
 fn names_must_be_text_of_sane_length() {
     fails(Raw::header(3, 0, 1).u64(2).bytes(b"\xff\xff").u32(4).u32(0).0, &["byte 24", "not UTF-8"]);
+    fails(Raw::header(3, 0, 1).key_u32("\x1b[2J", 0).0, &["byte 24", "control characters", "\\u{1b}[2J"]);
     let long = "x".repeat(1 << 16);
     fails(Raw::header(3, 0, 1).key_u32(&long, 0).0, &["byte 24", "65536 bytes"]);
 }

@@ -1,6 +1,8 @@
 //! The GGUF module against files that llama.cpp wrote, against the decoder of gguf-rs, and against damaged files made
 //! by hand here. Files are built from bytes where the writer under test must not be its own judge.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod damage;
 mod raw;
 mod shards;

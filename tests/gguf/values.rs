@@ -9,79 +9,38 @@ use crate::raw::{Raw, TempDir, parse, says};
 
 #[test]
 fn every_type_of_value_is_read() {
-    let bytes = Raw::header(3, 0, 14)
-        .str("u8")
-        .u32(0)
-        .bytes(&[200])
-        .str("i8")
-        .u32(1)
-        .bytes(&[0xfe])
-        .str("u16")
-        .u32(2)
-        .bytes(&[1, 2])
-        .str("i16")
-        .u32(3)
-        .bytes(&[0xff, 0xff])
-        .str("u32")
-        .u32(4)
-        .u32(u32::MAX)
-        .str("i32")
-        .u32(5)
-        .u32(u32::MAX)
-        .str("f32")
-        .u32(6)
-        .u32(1.5f32.to_bits())
-        .str("bool")
-        .u32(7)
-        .bytes(&[1])
-        .str("str")
-        .u32(8)
-        .str("é")
-        .str("u64")
-        .u32(10)
-        .u64(u64::MAX)
-        .str("i64")
-        .u32(11)
-        .u64(u64::MAX)
-        .str("f64")
-        .u32(12)
-        .u64(0.1f64.to_bits())
-        .str("arr")
-        .u32(9)
-        .u32(3)
-        .u64(2)
-        .bytes(&[1, 0, 0xff, 0xff])
-        .str("nest")
-        .u32(9)
-        .u32(9)
-        .u64(2)
-        .u32(8)
-        .u64(1)
-        .str("deep")
-        .u32(0)
-        .u64(3)
-        .bytes(&[1, 2, 3])
-        .0;
-    let g = parse(bytes).unwrap();
-    let get = |key| g.get(key).unwrap().clone();
-    assert_eq!(get("u8"), Value::U8(200));
-    assert_eq!(get("i8"), Value::I8(-2));
-    assert_eq!(get("u16"), Value::U16(513));
-    assert_eq!(get("i16"), Value::I16(-1));
-    assert_eq!(get("u32"), Value::U32(u32::MAX));
-    assert_eq!(get("i32"), Value::I32(-1));
-    assert_eq!(get("f32"), Value::F32(1.5));
-    assert_eq!(get("bool"), Value::Bool(true));
-    assert_eq!(get("str").as_str(), Some("é"));
-    assert_eq!(get("u64"), Value::U64(u64::MAX));
-    assert_eq!(get("i64"), Value::I64(-1));
-    assert_eq!(get("f64"), Value::F64(0.1));
+    let scalars: [(u32, &[u8], Value); 12] = [
+        (0, &[200], Value::U8(200)),
+        (1, &[0xfe], Value::I8(-2)),
+        (2, &[1, 2], Value::U16(513)),
+        (3, &[0xff, 0xff], Value::I16(-1)),
+        (4, &[0xff; 4], Value::U32(u32::MAX)),
+        (5, &[0xff; 4], Value::I32(-1)),
+        (6, &[0, 0, 0xc0, 0x3f], Value::F32(1.5)),
+        (7, &[1], Value::Bool(true)),
+        (8, b"\x02\0\0\0\0\0\0\0\xc3\xa9", Value::from("é")),
+        (10, &[0xff; 8], Value::U64(u64::MAX)),
+        (11, &[0xff; 8], Value::I64(-1)),
+        (12, &[0, 0, 0, 0, 0, 0, 0xf8, 0x3f], Value::F64(1.5)),
+    ];
+    for (id, payload, value) in scalars {
+        assert_eq!((ValueType::from_id(id), value.kind().id()), (Some(value.kind()), id));
+        let g = parse(Raw::header(3, 0, 1).str("k").u32(id).bytes(payload).0).unwrap();
+        assert_eq!(g.get("k"), Some(&value));
+    }
+}
+
+#[test]
+fn arrays_are_read_nested_ones_too() {
+    let raw = Raw::header(3, 0, 2).str("arr").u32(9).u32(3).u64(2).bytes(&[1, 0, 0xff, 0xff]);
+    let raw = raw.str("nest").u32(9).u32(9).u64(2).u32(8).u64(1).str("deep").u32(0).u64(3).bytes(&[1, 2, 3]);
+    let g = parse(raw.0).unwrap();
     assert_eq!(g.array("arr").unwrap().iter().collect::<Vec<_>>(), [Value::I16(1), Value::I16(-1)]);
     let nest = g.array("nest").unwrap();
     assert_eq!((nest.item(), nest.len()), (ValueType::Array, 2));
     assert_eq!(nest.iter().next().unwrap(), Value::Array(Array::of_strings(["deep"])));
     assert_eq!(nest.iter().nth(1).unwrap(), Value::Array(Array::from(&[1u8, 2, 3][..])));
-    assert_eq!(serde_json::to_string(&get("nest")).unwrap(), r#"[["deep"],[1,2,3]]"#);
+    assert_eq!(serde_json::to_string(nest).unwrap(), r#"[["deep"],[1,2,3]]"#);
 }
 
 #[test]
@@ -141,6 +100,27 @@ fn bytes_that_are_not_utf8_are_there_as_bytes_and_refused_as_text() {
 }
 
 #[test]
+fn text_is_text_whatever_the_lengths_between_look_like() {
+    // A length of 169 is the byte that would complete a character cut off before it; 200 alone is no UTF-8.
+    let long = |n: usize| "x".repeat(n).into_bytes();
+    let check = |strings: Vec<Vec<u8>>| {
+        let array = Array::of_strings(&strings);
+        let mut raw = Raw::header(3, 0, 1).str("k").u32(9).u32(8).u64(array.len() as u64);
+        for s in &strings {
+            raw = raw.u64(s.len() as u64).bytes(s);
+        }
+        let g = parse(raw.0).unwrap();
+        assert_eq!(g.array("k").unwrap(), &array);
+        let expected: Option<Vec<&str>> = strings.iter().map(|s| std::str::from_utf8(s).ok()).collect();
+        assert_eq!(g.strs("k").ok(), expected);
+    };
+    check(vec!["é".into(), "Ġthe".into(), vec![], "日本".into()]);
+    check(vec!["é".into(), long(200), "日本".into(), long(40_000)]);
+    check(vec![b"a\xc3".to_vec(), long(169)]);
+    check(vec![long(3), b"\xa9".to_vec()]);
+}
+
+#[test]
 fn getters_tell_absent_from_wrong() {
     let g = Gguf::open(Path::new(GOLDEN)).unwrap();
     assert_eq!(g.opt_u32("qwen2.expert_count").unwrap(), None);
@@ -157,16 +137,8 @@ fn getters_tell_absent_from_wrong() {
 
 #[test]
 fn integers_of_any_width_are_taken_when_they_fit() {
-    let raw = Raw::header(3, 0, 3)
-        .str("wide")
-        .u32(10)
-        .u64(7)
-        .str("big")
-        .u32(10)
-        .u64(1 << 32)
-        .str("negative")
-        .u32(5)
-        .u32(u32::MAX);
+    let raw = Raw::header(3, 0, 3).str("wide").u32(10).u64(7).str("big").u32(10).u64(1 << 32);
+    let raw = raw.str("negative").u32(5).u32(u32::MAX);
     let g = parse(raw.0).unwrap();
     assert_eq!(g.u32("wide").unwrap(), 7);
     assert!(g.u32("big").is_err());
