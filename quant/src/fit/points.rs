@@ -5,7 +5,7 @@
 //! once: an exact search, and still faster than walking lists of neighbours, because it vectorises and never branches.
 
 use super::scale::{Levels, best_scale};
-use super::{Group, Half, Weighted, clamp, integer};
+use super::{CUT, Group, Half, Weighted, integer};
 
 /// A codebook of `P` points (a power of two), transposed: `[coordinate][point]`.
 pub struct Points<const DIM: usize, const P: usize>([[f32; P]; DIM]);
@@ -38,7 +38,7 @@ pub trait Lattice: Levels {
 
 const LEN: usize = 256;
 /// Largest integer scale.
-const TOP_SCALE: f32 = 15.0;
+const TOP_SCALE: i32 = 15;
 /// Integer scales tried for a group.
 const TRIES: usize = 4;
 
@@ -112,6 +112,11 @@ fn least(a: i32, b: i32) -> i32 {
     if a < b { a } else { b }
 }
 
+#[inline(always)]
+fn chunks<const DIM: usize>(values: &[f32]) -> &[[f32; DIM]] {
+    values.as_chunks().0
+}
+
 /// Groups of `N` weights with one scale each, in vectors of `DIM`.
 #[inline(always)]
 pub fn fit_points<L: Lattice, const DIM: usize, const P: usize, const N: usize>(
@@ -135,55 +140,52 @@ pub fn fit_points<L: Lattice, const DIM: usize, const P: usize, const N: usize>(
         targets[g] = best_scale::<L, N>(group, 1).abs();
         largest = if targets[g] > largest { targets[g] } else { largest };
     }
-    fit.d = Half::new(largest / ((TOP_SCALE + 0.5) * L::UNIT));
-    for _ in 0..ROUNDS {
-        let unit = fit.d.value * L::UNIT;
-        if unit == 0.0 {
-            return Fit { d: Half::ZERO, scales: [0; LEN / 16], signs: [0; LEN / 8], points: [0; LEN / 4] };
+    fit.d = Half::not_below(largest / ((TOP_SCALE as f32 + 0.5) * L::UNIT), CUT);
+    let unit = fit.d.value * L::UNIT;
+    if unit == 0.0 {
+        fit.signs = [0; LEN / 8];
+        return fit;
+    }
+    let (mut numerator, mut denominator) = (0.0, 0.0);
+    for g in 0..LEN / N {
+        let group: Group<N> = magnitudes.group(g);
+        let first = (integer(targets[g] / unit) - TRIES as i32 / 2).clamp(0, TOP_SCALE - TRIES as i32 + 1);
+        let mut scales = [0.0; TRIES];
+        for t in 0..TRIES {
+            scales[t] = unit * ((first + t as i32) as f32 + 0.5);
         }
-        let (mut numerator, mut denominator) = (0.0, 0.0);
-        for g in 0..LEN / N {
-            let first =
-                clamp((integer(targets[g] / unit) - TRIES as i32 / 2) as f32, 0.0, TOP_SCALE - TRIES as f32 + 1.0);
-            let mut scales = [0.0; TRIES];
+        let (x, w, wx) = (chunks::<DIM>(group.x), chunks(group.w), chunks(group.wx));
+        let mut keys = [[0; TRIES]; 8];
+        let mut errors = [0.0; TRIES];
+        for v in 0..N / DIM {
+            let mut wxx = 0.0;
+            for j in 0..DIM {
+                wxx += wx[v][j] * x[v][j];
+            }
+            keys[v] = search(points, &w[v], &wx[v], &scales, wxx);
             for t in 0..TRIES {
-                scales[t] = unit * (first + t as f32 + 0.5);
-            }
-            let (w, _) = block.w[g * N..(g + 1) * N].as_chunks::<DIM>();
-            let (wx, _) = wax[g * N..(g + 1) * N].as_chunks::<DIM>();
-            let (x, _) = ax[g * N..(g + 1) * N].as_chunks::<DIM>();
-            let mut keys = [[0; TRIES]; 8];
-            let mut errors = [0.0; TRIES];
-            for v in 0..N / DIM {
-                let mut wxx = 0.0;
-                for j in 0..DIM {
-                    wxx += wx[v][j] * x[v][j];
-                }
-                keys[v] = search(points, &w[v], &wx[v], &scales, wxx);
-                for t in 0..TRIES {
-                    errors[t] += scales[t] * f32::from_bits(keys[v][t] as u32 & !(P as u32 - 1));
-                }
-            }
-            let mut best = 0;
-            for t in 1..TRIES {
-                best = if errors[t] < errors[best] { t } else { best };
-            }
-            fit.scales[g] = integer(first) as u8 + best as u8;
-            let factor = (first + best as f32 + 0.5) * L::UNIT;
-            for v in 0..N / DIM {
-                let point = keys[v][best] as usize & (P - 1);
-                fit.points[g * (N / DIM) + v] = point as u16;
-                for j in 0..DIM {
-                    let p = points.0[j][point] * factor;
-                    numerator += wx[v][j] * p;
-                    denominator += w[v][j] * p * p;
-                }
+                errors[t] += scales[t] * f32::from_bits(keys[v][t] as u32 & !(P as u32 - 1));
             }
         }
-        fit.d = Half::new(if denominator > 0.0 { numerator / denominator } else { 0.0 });
+        let mut best = 0;
+        for t in 1..TRIES {
+            best = if errors[t] < errors[best] { t } else { best };
+        }
+        fit.scales[g] = (first + best as i32) as u8;
+        let factor = (f32::from(fit.scales[g]) + 0.5) * L::UNIT;
+        for v in 0..N / DIM {
+            let point = keys[v][best] as usize & (P - 1);
+            fit.points[g * (N / DIM) + v] = point as u16;
+            for j in 0..DIM {
+                let p = points.0[j][point] * factor;
+                numerator += wx[v][j] * p;
+                denominator += w[v][j] * p * p;
+            }
+        }
+    }
+    // The unit that suits the chosen points best.
+    if numerator > 0.0 {
+        fit.d = fit.d.refitted(numerator / denominator);
     }
     fit
 }
-
-/// Times that the unit of a super-block is fitted to the points, and these to it.
-const ROUNDS: usize = 1;
