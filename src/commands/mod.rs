@@ -5,6 +5,7 @@
 
 mod bandwidth;
 mod bench;
+mod complete;
 mod completions;
 mod input;
 mod inspect;
@@ -48,6 +49,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Arguments),
+    Complete(complete::Arguments),
     Pull(pull::Arguments),
     List(list::Arguments),
     Rm(rm::Arguments),
@@ -65,6 +67,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     rynd_quant::Kernels::from_env()?;
     match cli.command {
         Command::Run(arguments) => run::run(&arguments),
+        Command::Complete(arguments) => complete::run(&arguments),
         Command::Pull(arguments) => pull::run(&arguments),
         Command::List(arguments) => list::run(&arguments),
         Command::Rm(arguments) => rm::run(&arguments),
