@@ -81,6 +81,9 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     }
 }
 
+pub use interrupt::EXIT_CODE as INTERRUPTED;
+pub use obtain::is_interruption;
+
 /// Whether the error is only that nobody reads our output any more (`rynd run ... | head -1`).
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error
