@@ -12,6 +12,7 @@ pub mod weights;
 pub mod experts;
 pub mod backend;
 pub mod cpu;
+#[cfg(feature = "gpu")]
 pub mod gpu;
 pub mod engine;
 pub mod generate;
