@@ -63,10 +63,11 @@ const RULES: &[Rule] = &[
 /// In a pass that has it, the pattern after the words.
 const WHITESPACE: usize = 1;
 
+/// Cuts text into words by a named rule.
 pub struct Splitter {
     passes: Vec<Regex>,
-    pub ignore_merges: bool,
-    pub add_bos: bool,
+    pub(super) ignore_merges: bool,
+    pub(super) add_bos: bool,
 }
 
 impl Splitter {
@@ -75,19 +76,21 @@ impl Splitter {
             let known: Vec<_> = RULES.iter().flat_map(|rule| rule.names).copied().collect();
             return Err(TokenizerError::UnknownPre { found: pre.to_owned(), known: known.join(", ") });
         };
-        let compile = |pass: &Pass| match pass {
-            Pass::Find(pattern) => Regex::new(pattern),
-            Pass::Words(pattern) => Regex::new_many(&[pattern, r"\s+"]),
+        let compile = |pass: &Pass| {
+            let regex = match pass {
+                Pass::Find(pattern) => Regex::new(pattern),
+                Pass::Words(pattern) => Regex::new_many(&[pattern, r"\s+"]),
+            };
+            regex.map_err(|why| TokenizerError::Internal { what: "the pre-tokenizer", why: why.to_string() })
         };
-        let passes = rule.passes.iter().map(compile).collect::<Result<_, _>>();
-        let passes =
-            passes.map_err(|why| TokenizerError::Internal { what: "the pre-tokenizer", why: why.to_string() })?;
+        let passes = rule.passes.iter().map(compile).collect::<Result<_, _>>()?;
         Ok(Self { passes, ignore_merges: rule.ignore_merges, add_bos: rule.add_bos })
     }
 
     /// The words of `text`, in order; together they are all of it.
     pub fn words(&self, text: &str) -> Vec<Range<usize>> {
-        let mut fragments = vec![0..text.len()];
+        let mut fragments = Vec::new();
+        fragments.push(0..text.len());
         let mut words = Vec::new();
         for regex in &self.passes {
             words.clear();
