@@ -7,8 +7,15 @@ use std::collections::BTreeSet;
 use naga::back::{hlsl, msl, pipeline_constants::process_overrides, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{Module, ShaderStage};
+use rynd::backend::KvFormat;
 use rynd::gpu::kernels::{Access, AttentionShape, Kernel, Overrides, Team, tile_overrides};
 use rynd::gpu::shaders::{self, assemble};
+
+/// Sizes of heads that a cache of this format may have.
+fn heads(kv: KvFormat) -> impl Iterator<Item = usize> {
+    let step = if kv == KvFormat::Q8_0 { 32 } else { 8 };
+    [8, 32, 64, 80, 96, 128, 256].into_iter().filter(move |d| d % step == 0)
+}
 
 /// The sets of overrides that the executor builds a kernel with.
 fn override_sets(kernel: Kernel) -> Vec<Overrides> {
@@ -29,11 +36,10 @@ fn override_sets(kernel: Kernel) -> Vec<Overrides> {
                 [0, 1, 2].map(|gate| [tile_overrides(tokens).1.as_slice(), &[("GATE", gate)]].concat())
             })
             .collect(),
-        Kernel::RopeStore(_) => {
-            [8, 64, 256].into_iter().map(|d| vec![("HEAD_DIM", d), ("HALVES", d / 64 % 2)]).collect()
+        Kernel::RopeStore(kv) => {
+            heads(kv).map(|d| vec![("HEAD_DIM", d as u32), ("HALVES", d as u32 / 64 % 2)]).collect()
         }
-        Kernel::Attention(_) => [8, 32, 64, 80, 128, 256]
-            .into_iter()
+        Kernel::Attention(kv) => heads(kv)
             .flat_map(|d| [AttentionShape::narrow(d, 7), AttentionShape::narrow(d, 1), AttentionShape::wide(d)])
             .map(AttentionShape::overrides)
             .collect(),
