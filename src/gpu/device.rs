@@ -5,9 +5,10 @@
 //! the driver reports late are kept and returned by the next call instead of a panic.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::kernels::Team;
+use super::pipelines::Pipelines;
 use crate::backend::BackendError;
 
 /// Why a GPU can not be used, or not any more.
@@ -216,6 +217,7 @@ struct Inner {
     budget: Option<u64>,
     allocated: AtomicU64,
     failure: Arc<Mutex<Option<String>>>,
+    pipelines: Mutex<Pipelines>,
 }
 
 impl Device {
@@ -269,6 +271,7 @@ impl Device {
             budget: memory,
             allocated: AtomicU64::new(0),
             failure,
+            pipelines: Mutex::default(),
             report,
         })))
     }
@@ -284,6 +287,10 @@ impl Device {
     /// The adapter it was opened on.
     pub fn report(&self) -> &AdapterReport {
         &self.0.report
+    }
+
+    pub(super) fn pipelines(&self) -> MutexGuard<'_, Pipelines> {
+        self.0.pipelines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn team(&self) -> Team {

@@ -62,7 +62,6 @@ pub struct Gpu {
     pad: run::Scratchpad,
     counters: Counters,
     uploaded_bytes: u64,
-    pipelines: usize,
 }
 
 impl Gpu {
@@ -113,7 +112,6 @@ impl Gpu {
             .iter()
             .map(|step| is_mine(step.side).then(|| Prepared::new(&mut setup, &step.op)).transpose())
             .collect::<Result<_, _>>()?;
-        let pipelines = setup.pipelines.len();
         let uploaded_bytes = setup.uploader.finish()?;
         Ok(Gpu {
             device,
@@ -131,7 +129,6 @@ impl Gpu {
             pad: run::Scratchpad::default(),
             counters: Counters::default(),
             uploaded_bytes,
-            pipelines,
             plan,
         })
     }
@@ -156,9 +153,9 @@ impl Gpu {
         self.uploaded_bytes
     }
 
-    /// Number of pipelines that were made.
+    /// Number of pipelines that the device has made.
     pub fn pipelines(&self) -> usize {
-        self.pipelines
+        self.device.pipelines().len()
     }
 }
 

@@ -19,7 +19,7 @@ pub(super) use experts::{Experts, Router};
 use super::device::{Device, GpuError};
 use super::kernels::Team;
 use super::matrix::{Matrix, Rows};
-use super::pipelines::{Pipelines, Recorder};
+use super::pipelines::Recorder;
 use super::slots::{Slots, values_bytes};
 use super::upload::Uploader;
 use super::vectors::Vectors;
@@ -55,7 +55,6 @@ pub(super) struct Setup<'a> {
     pub device: &'a Device,
     pub weights: &'a Weights,
     pub plan: &'a Plan,
-    pub pipelines: Pipelines,
     pub uploader: Uploader,
     pub slots: &'a Slots,
     pub vectors: &'a Vectors,
@@ -100,7 +99,6 @@ impl<'a> Setup<'a> {
             device,
             weights,
             plan: weights.plan(),
-            pipelines: Pipelines::new(device),
             uploader: Uploader::new(device),
             slots,
             vectors,

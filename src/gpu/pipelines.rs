@@ -13,9 +13,9 @@ use super::kernels::{Access, Kernel, Overrides};
 /// Bytes of parameters that every adapter has.
 const IMMEDIATE_BYTES: u32 = 64;
 
-/// Pipelines made so far, by kernel and overrides.
+/// A device's pipelines, by kernel and overrides: made once, however many layers or models use them.
+#[derive(Default)]
 pub(super) struct Pipelines {
-    device: Device,
     layouts: HashMap<Vec<bool>, (wgpu::BindGroupLayout, wgpu::PipelineLayout)>,
     modules: HashMap<Kernel, wgpu::ShaderModule>,
     pipelines: HashMap<(Kernel, Overrides), wgpu::ComputePipeline>,
@@ -35,47 +35,14 @@ pub(super) struct Recorder<'a> {
 }
 
 impl Pipelines {
-    pub(super) fn new(device: &Device) -> Pipelines {
-        Pipelines {
-            device: device.clone(),
-            layouts: HashMap::new(),
-            modules: HashMap::new(),
-            pipelines: HashMap::new(),
-        }
-    }
-
-    /// Number of pipelines, for `--verbose`.
+    /// Number of pipelines made.
     pub(super) fn len(&self) -> usize {
         self.pipelines.len()
     }
 
-    /// A call of the kernel over these buffers, in the order of its bindings.
-    pub(super) fn call<P: bytemuck::NoUninit>(
-        &mut self,
-        kernel: Kernel,
-        overrides: &[(&'static str, u32)],
-        buffers: &[&wgpu::Buffer],
-        params: P,
-    ) -> Result<Call<P>, GpuError> {
-        assert!(size_of::<P>() <= IMMEDIATE_BYTES as usize, "{kernel:?}");
-        assert_eq!(buffers.len(), kernel.bindings().len(), "{kernel:?}");
-        let pipeline = self.pipeline(kernel, overrides)?;
-        let (layout, _) = self.layout(kernel.bindings());
-        let entries: Vec<wgpu::BindGroupEntry> = (0..)
-            .zip(buffers)
-            .map(|(binding, buffer)| wgpu::BindGroupEntry { binding, resource: buffer.as_entire_binding() })
-            .collect();
-        let bind_group = self.device.wgpu().create_bind_group(&wgpu::BindGroupDescriptor {
-            label: None,
-            layout: &layout,
-            entries: &entries,
-        });
-        self.device.check()?;
-        Ok(Call { pipeline, bind_group, params })
-    }
-
     fn pipeline(
         &mut self,
+        device: &Device,
         kernel: Kernel,
         overrides: &[(&'static str, u32)],
     ) -> Result<wgpu::ComputePipeline, GpuError> {
@@ -83,12 +50,12 @@ impl Pipelines {
         if let Some(pipeline) = self.pipelines.get(&key) {
             return Ok(pipeline.clone());
         }
-        let module = self.module(kernel)?;
-        let (_, layout) = self.layout(kernel.bindings());
+        let module = self.module(device, kernel)?;
+        let (_, layout) = self.layout(device, kernel.bindings());
         let constants: Vec<(&str, f64)> = overrides.iter().map(|&(name, value)| (name, f64::from(value))).collect();
-        let device = self.device.wgpu();
-        let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        let wgpu = device.wgpu();
+        let scope = wgpu.push_error_scope(wgpu::ErrorFilter::Validation);
+        let pipeline = wgpu.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: None,
             layout: Some(&layout),
             module: &module,
@@ -102,12 +69,12 @@ impl Pipelines {
         if let Some(e) = pollster::block_on(scope.pop()) {
             return Err(GpuError::Shader { file: kernel.files()[0], line: 1, message: format!("{overrides:?}: {e}") });
         }
-        self.device.check()?;
+        device.check()?;
         self.pipelines.insert(key, pipeline.clone());
         Ok(pipeline)
     }
 
-    fn module(&mut self, kernel: Kernel) -> Result<wgpu::ShaderModule, GpuError> {
+    fn module(&mut self, device: &Device, kernel: Kernel) -> Result<wgpu::ShaderModule, GpuError> {
         if let Some(module) = self.modules.get(&kernel) {
             return Ok(module.clone());
         }
@@ -115,14 +82,14 @@ impl Pipelines {
         let mut checks = wgpu::ShaderRuntimeChecks::checked();
         checks.force_loop_bounding = false;
         checks.int_div_checks = false;
-        checks.bounds_checks = self.device.checks_bounds();
-        let device = self.device.wgpu();
-        let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
+        checks.bounds_checks = device.checks_bounds();
+        let wgpu = device.wgpu();
+        let scope = wgpu.push_error_scope(wgpu::ErrorFilter::Validation);
         let source = wgpu::ShaderSource::Wgsl(assembled.text.as_str().into());
         // SAFETY: the shaders are the files of this repository. Their loops end (every bound is a size or a page count
         // that the executor made), they do not divide by zero, and they index only what those sizes cover.
         let module = unsafe {
-            device.create_shader_module_trusted(wgpu::ShaderModuleDescriptor { label: None, source }, checks)
+            wgpu.create_shader_module_trusted(wgpu::ShaderModuleDescriptor { label: None, source }, checks)
         };
         if let Some(e) = pollster::block_on(scope.pop()) {
             let (line, message) = match wgpu::naga::front::wgsl::parse_str(&assembled.text) {
@@ -136,9 +103,9 @@ impl Pipelines {
         Ok(module)
     }
 
-    fn layout(&mut self, bindings: &[Access]) -> (wgpu::BindGroupLayout, wgpu::PipelineLayout) {
+    fn layout(&mut self, device: &Device, bindings: &[Access]) -> (wgpu::BindGroupLayout, wgpu::PipelineLayout) {
         let key: Vec<bool> = bindings.iter().map(|&access| access == Access::Read).collect();
-        let device = self.device.wgpu();
+        let device = device.wgpu();
         self.layouts
             .entry(key)
             .or_insert_with_key(|key| {
@@ -165,6 +132,35 @@ impl Pipelines {
                 (group, pipeline)
             })
             .clone()
+    }
+}
+
+impl Device {
+    /// A call of the kernel over these buffers, in the order of its bindings.
+    pub(super) fn call<P: bytemuck::NoUninit>(
+        &self,
+        kernel: Kernel,
+        overrides: &[(&'static str, u32)],
+        buffers: &[&wgpu::Buffer],
+        params: P,
+    ) -> Result<Call<P>, GpuError> {
+        assert!(size_of::<P>() <= IMMEDIATE_BYTES as usize, "{kernel:?}");
+        assert_eq!(buffers.len(), kernel.bindings().len(), "{kernel:?}");
+        let mut pipelines = self.pipelines();
+        let pipeline = pipelines.pipeline(self, kernel, overrides)?;
+        let (layout, _) = pipelines.layout(self, kernel.bindings());
+        drop(pipelines);
+        let entries: Vec<wgpu::BindGroupEntry> = (0..)
+            .zip(buffers)
+            .map(|(binding, buffer)| wgpu::BindGroupEntry { binding, resource: buffer.as_entire_binding() })
+            .collect();
+        let bind_group = self.wgpu().create_bind_group(&wgpu::BindGroupDescriptor {
+            label: None,
+            layout: &layout,
+            entries: &entries,
+        });
+        self.check()?;
+        Ok(Call { pipeline, bind_group, params })
     }
 }
 

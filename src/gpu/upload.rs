@@ -36,11 +36,6 @@ impl Uploader {
         Uploader { device: device.clone(), packed: vec![], ring: vec![], next: 0, bytes: 0 }
     }
 
-    /// Bytes written so far.
-    pub(super) fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
     /// A buffer of these rows; `pack` fills one row of `row_bytes`.
     pub(super) fn rows(
         &mut self,
@@ -123,7 +118,7 @@ impl Uploader {
         Ok(())
     }
 
-    /// Waits for the last copies and gives the staging memory back.
+    /// Waits for the last copies and gives the staging memory back; the bytes written in all.
     pub(super) fn finish(self) -> Result<u64, GpuError> {
         self.device.wait()?;
         for stage in &self.ring {

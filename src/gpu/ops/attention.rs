@@ -200,7 +200,7 @@ impl RopeStore {
             &cache.keys,
             &cache.values,
         ];
-        let call = setup.pipelines.call(Kernel::RopeStore(setup.kv_format), &overrides, &buffers, params)?;
+        let call = setup.device.call(Kernel::RopeStore(setup.kv_format), &overrides, &buffers, params)?;
         Ok(RopeStore { call, rope })
     }
 
@@ -281,7 +281,7 @@ impl Attention {
         let (q, q_buffer) = setup.slots.of(q);
         let parts = setup.scratch("attention parts")?;
         let cache = cache(setup, kv)?;
-        let mut variant = |plan: AttentionPlan, workgroups: usize| -> Result<Variant, GpuError> {
+        let variant = |plan: AttentionPlan, workgroups: usize| -> Result<Variant, GpuError> {
             let params = AttentionParams {
                 heads: heads.heads as u32,
                 kv_heads: heads.kv_heads as u32,
@@ -297,9 +297,9 @@ impl Attention {
                 window: window.unwrap_or(0),
                 scale,
             };
-            let mut call = |to: &wgpu::Buffer| {
+            let call = |to: &wgpu::Buffer| {
                 let buffers = [q_buffer, &cache.keys, &cache.values, setup.env, to];
-                setup.pipelines.call(Kernel::Attention(setup.kv_format), &plan.shape.overrides(), &buffers, params)
+                setup.device.call(Kernel::Attention(setup.kv_format), &plan.shape.overrides(), &buffers, params)
             };
             let (whole, parts) = (call(out_buffer)?, call(&parts)?);
             Ok(Variant { tile_set: setup.tile_sets.index(plan.tile_tokens), plan, workgroups, whole, parts })
@@ -314,7 +314,7 @@ impl Attention {
             out_stride: out.stride as u32,
         };
         let overrides = [("HEAD_DIM", heads.head_dim as u32)];
-        let merge = setup.pipelines.call(Kernel::AttentionMerge, &overrides, &[&parts, out_buffer], params)?;
+        let merge = setup.device.call(Kernel::AttentionMerge, &overrides, &[&parts, out_buffer], params)?;
         Ok(Attention { heads, window, narrow, wide, merge })
     }
 

@@ -163,7 +163,7 @@ fn norm_call(
         eps: norm.eps,
     };
     let buffers = [x_buffer, &setup.vectors.buffer, out_buffer];
-    setup.pipelines.call(Kernel::RmsNorm, &[("ADD", add.into())], &buffers, params)
+    setup.device.call(Kernel::RmsNorm, &[("ADD", add.into())], &buffers, params)
 }
 
 impl Product {
@@ -208,7 +208,7 @@ impl Product {
             let overrides = [("ROWS", rows_a_workgroup), ("NORM", input.fused.is_some().into()), shared[0], shared[1]];
             let kernel = Kernel::Matvec(matrix.format, setup.device.team());
             let buffers = [&bank.buffer, few_x.buffer, vectors, out.buffer];
-            let few = setup.pipelines.call(kernel, &overrides, &buffers, params(few_x, input.fused))?;
+            let few = setup.device.call(kernel, &overrides, &buffers, params(few_x, input.fused))?;
             let mut tiles = vec![];
             for tokens in [FEW_TOKENS + 1, usize::MAX] {
                 if setup.batch <= FEW_TOKENS || (tokens == usize::MAX && setup.batch <= 16) {
@@ -218,7 +218,7 @@ impl Product {
                 overrides.extend(shared);
                 let buffers = [&bank.buffer, batch_x.buffer, vectors, out.buffer];
                 let kernel = Kernel::Matmul(matrix.format);
-                tiles.push((tile, setup.pipelines.call(kernel, &overrides, &buffers, params(batch_x, None))?));
+                tiles.push((tile, setup.device.call(kernel, &overrides, &buffers, params(batch_x, None))?));
             }
             banks.push(BankCalls { rows_a_workgroup: rows_a_workgroup as usize, few, tiles });
         }
@@ -264,7 +264,7 @@ impl Embed {
                 scale,
             };
             let buffers = [&bank.buffer, setup.env, buffer];
-            banks.push(setup.pipelines.call(Kernel::Embed(matrix.format), &[], &buffers, params)?);
+            banks.push(setup.device.call(Kernel::Embed(matrix.format), &[], &buffers, params)?);
         }
         Ok(Embed { matrix, banks })
     }
@@ -365,7 +365,7 @@ impl Gated {
             out_stride: view.stride as u32,
         };
         let buffers = [&scratch[0], &scratch[1], buffer];
-        let call = setup.pipelines.call(Kernel::Gate, &[("GATE", gate_override(act))], &buffers, params)?;
+        let call = setup.device.call(Kernel::Gate, &[("GATE", gate_override(act))], &buffers, params)?;
         Ok(Gated { input, products, gate: Some(call) })
     }
 
@@ -393,7 +393,7 @@ impl TakeRows {
             rows_at: 0,
         };
         let buffers = [x_buffer, setup.env, out_buffer];
-        Ok(TakeRows(setup.pipelines.call(Kernel::TakeRows, &[], &buffers, params)?))
+        Ok(TakeRows(setup.device.call(Kernel::TakeRows, &[], &buffers, params)?))
     }
 
     pub(super) fn record(&self, recorder: &mut Recorder, run: &RunShape) {

@@ -124,7 +124,7 @@ impl Router {
             scale,
         };
         let overrides = [("NORMALIZE", normalize.into())];
-        let pick = setup.pipelines.call(Kernel::Router, &overrides, &[&scratch, picks_buffer], params)?;
+        let pick = setup.device.call(Kernel::Router, &overrides, &[&scratch, picks_buffer], params)?;
         Ok(Router { logits, pick })
     }
 
@@ -191,7 +191,7 @@ impl Experts {
                     experts: up.experts as u32,
                     picks_stride: picks.0.stride as u32,
                 };
-                Some(setup.pipelines.call(Kernel::ExpertsGroup, &[], &[picks.1, groups], params)?)
+                Some(setup.device.call(Kernel::ExpertsGroup, &[], &[picks.1, groups], params)?)
             }
         };
         let x = Place { view: x, buffer: x_buffer };
@@ -226,7 +226,7 @@ impl Experts {
                     out_stride: out.view.stride as u32,
                 };
                 let buffers = [outputs, picks.1, &slot_map, out.buffer];
-                calls.sum = Some(setup.pipelines.call(Kernel::ExpertsSum, &[], &buffers, params)?);
+                calls.sum = Some(setup.device.call(Kernel::ExpertsSum, &[], &buffers, params)?);
             }
             down_banks.push(calls);
         }
@@ -316,7 +316,7 @@ impl Layer<'_> {
             overrides.push(("GATE", gate));
         }
         let buffers = [&bank.buffer, x.buffer, picks_buffer, self.slots, out.buffer];
-        let few = setup.pipelines.call(kernel, &overrides, &buffers, params(out.view))?;
+        let few = setup.device.call(kernel, &overrides, &buffers, params(out.view))?;
         let mut tiles = vec![];
         if let Some(groups) = self.groups {
             for tokens in [1, usize::MAX] {
@@ -324,7 +324,7 @@ impl Layer<'_> {
                 overrides.push(("GATE", gate));
                 let buffers = [&bank.buffer, x.buffer, picks_buffer, self.slots, pairs.buffer, groups];
                 let kernel = Kernel::ExpertsMatmul(matrix.format);
-                tiles.push((tile, setup.pipelines.call(kernel, &overrides, &buffers, params(pairs.view))?));
+                tiles.push((tile, setup.device.call(kernel, &overrides, &buffers, params(pairs.view))?));
             }
         }
         Ok(BankCalls { rows_a_workgroup: rows_a_workgroup as usize, few, tiles, sum: None })
