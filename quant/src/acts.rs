@@ -76,12 +76,17 @@ impl Acts {
 
     /// Quantises `x` (t, k) on this thread.
     pub fn quantise(&mut self, kind: ActKind, k: usize, x: &[f32]) -> ActView<'_> {
+        self.quantise_at(Kernels::get(), kind, k, x)
+    }
+
+    /// As `quantise`, by the kernels of a chosen level: for comparing them.
+    pub fn quantise_at(&mut self, kernels: &Kernels, kind: ActKind, k: usize, x: &[f32]) -> ActView<'_> {
         assert!(k > 0 && x.len().is_multiple_of(k), "activations of {} values are no rows of {k}", x.len());
         let shape = ActShape { kind, tokens: x.len() / k, k };
         self.reserve(x.len());
         // SAFETY: `&mut self` keeps every other thread and view away; all tokens are filled before the view.
         unsafe {
-            self.fill(shape, 0..shape.tokens, x);
+            self.fill_at(kernels, shape, 0..shape.tokens, x);
             self.view(shape)
         }
     }
@@ -91,6 +96,13 @@ impl Acts {
     /// # Safety
     /// During the call no other thread may fill the same tokens, and no view or row of these `Acts` may be in use.
     pub unsafe fn fill(&self, shape: ActShape, tokens: Range<usize>, x: &[f32]) {
+        // SAFETY: by the caller.
+        unsafe { self.fill_at(Kernels::get(), shape, tokens, x) }
+    }
+
+    /// # Safety
+    /// As `fill`.
+    unsafe fn fill_at(&self, kernels: &Kernels, shape: ActShape, tokens: Range<usize>, x: &[f32]) {
         let ActShape { kind, k, .. } = shape;
         self.check(shape);
         assert!(tokens.start <= tokens.end && tokens.end <= shape.tokens, "tokens {tokens:?} of {}", shape.tokens);
@@ -107,7 +119,7 @@ impl Acts {
                 sums32: slice(self.sums32.as_ptr().add(first / 32), x.len() / 32),
             }
         };
-        Kernels::get().quantise(kind, x, into);
+        kernels.quantise(kind, x, into);
     }
 
     /// The activations, for reading.
@@ -148,7 +160,7 @@ pub(crate) struct Quantised<'a> {
 }
 
 /// The activations of a batch of tokens.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 pub struct ActView<'a> {
     kind: ActKind,
     tokens: usize,
@@ -223,5 +235,10 @@ impl<'a> ActRow<'a> {
 
     pub fn k(&self) -> usize {
         self.k
+    }
+    /// A batch of this token alone.
+    pub(crate) fn as_view(&self) -> ActView<'a> {
+        let ActRow { kind, k, x, q, d, sums16, sums32 } = *self;
+        ActView { kind, tokens: 1, k, x, q, d, sums16, sums32 }
     }
 }

@@ -114,7 +114,8 @@ fn a_softmax_gives_masked_places_exactly_zero() {
 
 #[test]
 fn f16_conversion_rounds_half_to_even_like_the_half_crate() {
-    let mut values: Vec<f32> = (0..=u16::MAX).map(|bits| f16::from_bits(bits).to_f32()).filter(|v| !v.is_nan()).collect();
+    let mut values: Vec<f32> =
+        (0..=u16::MAX).map(|bits| f16::from_bits(bits).to_f32()).filter(|v| !v.is_nan()).collect();
     let ties: Vec<f32> = values.iter().map(|v| f32::from_bits(v.to_bits() + 0x1000)).filter(|v| !v.is_nan()).collect();
     values.extend(ties);
     values.extend([1e-8, 65519.0, 65520.0, 1e10, -1e10]);

@@ -91,7 +91,7 @@ impl Cpu {
     fn norm_and_turn(&self, head: &mut [f32], norm: Option<Norm>, turn: Option<(&[f32], &[f32], RopeLayout)>) {
         if let Some(norm) = norm {
             let weight = self.vector(norm.weight);
-            let scale = super::rms_scale(head, norm.eps);
+            let scale = self.rms_scale(head, norm.eps);
             head.iter_mut().zip(weight).for_each(|(x, w)| *x *= scale * w);
         }
         let Some((cos, sin, layout)) = turn else { return };

@@ -9,7 +9,7 @@ use std::ops::Range;
 use rynd_quant::{ActKind, ActRow, ActShape, ActView, Acts, Linear, OutView, Tokens};
 
 use super::threads::{Shared, Worker};
-use super::{Cpu, Run, WorkerState, rms_scale};
+use super::{Cpu, Run, WorkerState};
 use crate::plan::{Activation, Norm, Part, Slot, WeightId};
 
 /// Rows of a chunk in a batch: the row block that the tiled kernels keep in the second-level cache.
@@ -133,7 +133,7 @@ impl Cpu {
             let range = row * n..(row + 1) * n;
             // SAFETY: phase contract; each row has one writer, and x is another buffer than out.
             let (x, out) = unsafe { (self.buffer(x).get(range.clone()), self.buffer(out).get_mut(range)) };
-            let scale = rms_scale(x, norm.eps);
+            let scale = self.rms_scale(x, norm.eps);
             for ((o, x), weight) in out.iter_mut().zip(x).zip(self.vector(norm.weight)) {
                 let y = x * scale * weight;
                 *o = if add { *o + y } else { y };
@@ -182,10 +182,8 @@ impl Cpu {
                     None => x,
                     Some(norm) => {
                         let out = if alone { &mut own_normed[..] } else { self.normed.get_mut(range) };
-                        let scale = rms_scale(x, norm.eps);
-                        for ((o, x), weight) in out.iter_mut().zip(x).zip(self.vector(norm.weight)) {
-                            *o = x * scale * weight;
-                        }
+                        let scale = self.rms_scale(x, norm.eps);
+                        self.kernels.vector().scale_mul(out, x, scale, self.vector(norm.weight));
                         out
                     }
                 };
@@ -298,10 +296,11 @@ impl Cpu {
                 unsafe { (set.view(kinds[0], [t, k], rows_f32), set.view(kinds[1], [t, k], rows_f32)) };
             self.product(&gate, &gate_x, rows.clone(), tile, scratch);
             self.product(&up, &up_x, rows.clone(), tile2, scratch);
-            for (token, (gate, up)) in tile.chunks_exact(rows.len()).zip(tile2.chunks_exact(rows.len())).enumerate() {
+            activate(self.kernels, act, tile, tile2);
+            for (token, values) in tile.chunks_exact(rows.len()).enumerate() {
                 // SAFETY: phase contract; each chunk of rows has one writer.
-                let out = unsafe { self.buffer(out).get_mut(token * n + rows.start..token * n + rows.end) };
-                activate(self.kernels, act, gate, up, out);
+                unsafe { self.buffer(out).get_mut(token * n + rows.start..token * n + rows.end) }
+                    .copy_from_slice(values);
             }
         });
     }
@@ -310,14 +309,15 @@ impl Cpu {
 /// Matrices that one `Op::Linear` may hold.
 const MAX_PARTS: usize = 8;
 
-/// `out = act(gate) * up`.
-pub(super) fn activate(kernels: &rynd_quant::Kernels, act: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
+/// In place `gate = act(gate) * up`.
+pub(super) fn activate(kernels: &rynd_quant::Kernels, act: Activation, gate: &mut [f32], up: &[f32]) {
     match act {
-        Activation::Silu => kernels.vector().silu_mul(out, gate, up),
+        Activation::Silu => kernels.vector().silu_mul(gate, up),
         Activation::GeluTanh => {
             const SQRT_2_OVER_PI: f32 = 0.797_884_6;
-            for ((o, &x), u) in out.iter_mut().zip(gate).zip(up) {
-                *o = 0.5 * x * (1.0 + (SQRT_2_OVER_PI * x * (1.0 + 0.044_715 * x * x)).tanh()) * u;
+            for (g, u) in gate.iter_mut().zip(up) {
+                let x = *g;
+                *g = 0.5 * x * (1.0 + (SQRT_2_OVER_PI * x * (1.0 + 0.044_715 * x * x)).tanh()) * u;
             }
         }
     }

@@ -198,10 +198,10 @@ impl Cpu {
                 tile2.resize(rows.len(), 0.0);
                 self.expert_matrix(weights.gate, expert).one(rows.clone(), gate_x.row(0), tile);
                 self.expert_matrix(weights.up, expert).one(rows.clone(), up_x.row(0), tile2);
+                activate(self.kernels, act, tile, tile2);
                 let at = pick * ff;
                 // SAFETY: phase contract; each chunk of rows has one writer.
-                let hidden = unsafe { self.mixture.hidden.get_mut(at + rows.start..at + rows.end) };
-                activate(self.kernels, act, tile, tile2, hidden);
+                unsafe { self.mixture.hidden.get_mut(at + rows.start..at + rows.end) }.copy_from_slice(tile);
             }
         });
 
@@ -259,11 +259,11 @@ impl Cpu {
                 let up = self.expert_matrix(weights.up, expert);
                 gate.many(rows.clone(), &gate_x, Tokens::List(tokens), tile, scratch);
                 up.many(rows.clone(), &up_x, Tokens::List(tokens), tile2, scratch);
-                for (pair, (gate, up)) in pairs.zip(tile.chunks_exact(rows.len()).zip(tile2.chunks_exact(rows.len()))) {
+                activate(self.kernels, act, tile, tile2);
+                for (pair, values) in pairs.zip(tile.chunks_exact(rows.len())) {
                     let at = pair * ff;
                     // SAFETY: phase contract; each chunk of rows has one writer.
-                    let hidden = unsafe { self.mixture.hidden.get_mut(at + rows.start..at + rows.end) };
-                    activate(self.kernels, act, gate, up, hidden);
+                    unsafe { self.mixture.hidden.get_mut(at + rows.start..at + rows.end) }.copy_from_slice(values);
                 }
             }
         });

@@ -99,18 +99,6 @@ impl Run<'_> {
     }
 }
 
-/// `1 / sqrt(mean(x^2) + eps)`.
-fn rms_scale(x: &[f32], eps: f32) -> f32 {
-    let mut sums = [0.0_f32; 16];
-    let chunks = x.chunks_exact(16);
-    let rest: f32 = chunks.remainder().iter().map(|x| x * x).sum();
-    for chunk in chunks {
-        sums.iter_mut().zip(chunk).for_each(|(sum, x)| *sum += x * x);
-    }
-    let mean = (sums.iter().sum::<f32>() + rest) / x.len() as f32;
-    1.0 / (mean + eps).sqrt()
-}
-
 impl Cpu {
     /// An executor for the plan of these weights.
     pub fn new(weights: Weights, config: &CpuConfig) -> Result<Cpu, BackendError> {
@@ -190,6 +178,12 @@ impl Cpu {
     fn linear(&self, id: WeightId) -> &'static Linear {
         let format = self.plan.weight(id).format;
         if self.exact { self.kernels.exact(format) } else { self.kernels.linear(format) }
+    }
+
+    /// `1 / sqrt(mean(x^2) + eps)`.
+    fn rms_scale(&self, x: &[f32], eps: f32) -> f32 {
+        let mean = self.kernels.vector().dot(x, x) / x.len() as f32;
+        1.0 / (mean + eps).sqrt()
     }
 
     /// The worker's own buffers.

@@ -111,7 +111,7 @@ impl<'a> Builder<'a> {
         if let Some(&id) = self.by_name.get(name) {
             return Ok(Some(id));
         }
-        let Some(index) = self.gguf.tensors().iter().position(|t| t.name == name) else { return Ok(None) };
+        let Some(index) = self.gguf.tensor_index(name) else { return Ok(None) };
         let tensor = &self.gguf.tensors()[index];
         let mut found: Vec<u64> = tensor.shape.to_vec();
         while found.len() > shape.len() && found.last() == Some(&1) {

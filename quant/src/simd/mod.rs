@@ -4,6 +4,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 pub(crate) mod scalar;
 
 use crate::format::Format;
@@ -32,12 +34,19 @@ pub(crate) fn has_avx512() -> bool {
 }
 
 pub(crate) fn has_neon() -> bool {
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("dotprod");
+    #[cfg(not(target_arch = "aarch64"))]
     false
 }
 
-pub(crate) fn linear(level: Level, _format: Format) -> Option<Linear> {
+pub(crate) fn linear(level: Level, format: Format) -> Option<Linear> {
     match level {
-        Level::Scalar | Level::Avx2 | Level::Avx512 | Level::Neon => None,
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => neon::linear(format),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => avx512::linear(format),
+        _ => None,
     }
 }
 

@@ -1,0 +1,19 @@
+//! What can go wrong between a conversation and a prompt.
+
+use thiserror::Error;
+
+#[derive(Debug, Clone, Error, PartialEq)]
+pub enum ChatError {
+    #[error("the chat template of {template} is broken in line {line}: {why}\n  {source_line}\nUse another template (built in: {})", super::BUILTIN_NAMES.join(", "))]
+    Syntax { template: String, line: usize, why: String, source_line: String },
+    #[error("the chat template of {template} fails in line {line}: {why}\n  {source_line}\nUse another template (built in: {})", super::BUILTIN_NAMES.join(", "))]
+    Failed { template: String, line: usize, why: String, source_line: String },
+    #[error("the chat template of {template} refuses this conversation: {why}")]
+    Refused { template: String, why: String },
+    #[error("the chat template of {template} was stopped in line {line}: it does not come to an end, or makes a prompt of absurd size\n  {source_line}\nUse another template (built in: {})", super::BUILTIN_NAMES.join(", "))]
+    Endless { template: String, line: usize, source_line: String },
+    #[error("{model} has no chat template (tokenizer.chat_template): name one (built in: {}), or send a raw prompt", super::BUILTIN_NAMES.join(", "))]
+    NoTemplate { model: String },
+    #[error("there is no built-in chat template '{name}': use one of {}", super::BUILTIN_NAMES.join(", "))]
+    UnknownBuiltin { name: String },
+}

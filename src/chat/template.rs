@@ -1,0 +1,231 @@
+//! A model's own chat template, run as transformers runs it.
+//!
+//! Jinja with `trim_blocks` and `lstrip_blocks`, loop controls, `raise_exception`, `strftime_now`, Python's
+//! methods on strings and dicts, and Python's JSON. `{% generation %}` marks the answer for training and
+//! does nothing here. A template is a program out of a file from the internet: it gets a budget of steps
+//! and bytes, and every failure is an error with its line.
+
+use super::error::ChatError;
+use super::json::tojson;
+use super::message::{Arguments, Message};
+use jiff::civil::DateTime;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Value, ValueKind};
+use minijinja::{Environment, Error, ErrorKind};
+use serde_json::{Map, Value as Json};
+use std::fmt;
+
+/// Names that [`Template::builtin`] knows.
+pub const BUILTIN_NAMES: &[&str] = &["chatml"];
+const CHATML: &str = include_str!("chatml.jinja");
+
+/// A step costs one unit, and so do 64 bytes: up to half a gigabyte before a template is stopped, and more
+/// for a longer conversation. Qwen3-Coder's template takes about 100 units a message.
+const BASE_FUEL: u64 = 8_000_000;
+const FUEL_PER_BYTE: u64 = 16;
+
+pub struct Template {
+    environment: Environment<'static>,
+    name: String,
+    source: String,
+}
+
+/// Carries the message of `raise_exception` through minijinja.
+#[derive(Debug)]
+struct Raised(String);
+
+impl fmt::Display for Raised {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Raised {}
+
+impl Template {
+    /// Compiles a template; `name` says in errors whose it is.
+    pub fn new(source: &str, name: &str) -> Result<Self, ChatError> {
+        let mut environment = Environment::new();
+        environment.set_debug(true); // for the place of an error
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_filter("tojson", tojson);
+        environment.add_test("iterable", is_iterable);
+        environment.add_test("sequence", is_sequence);
+        environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
+        });
+        environment.add_function("strftime_now", |format: String| {
+            let now = jiff::ZonedDateTime::now();
+            jiff::fmt::strtime::format(&format, &now).map_err(strftime_error)
+        });
+        let source = without_generation_tags(source);
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        let added = syntax.and_then(|syntax| {
+            environment.set_syntax(syntax);
+            environment.add_template_owned(name.to_owned(), source.clone())
+        });
+        let template = Self { environment, name: name.to_owned(), source };
+        match added {
+            Ok(()) => Ok(template),
+            Err(error) => Err(template.describe(&error)),
+        }
+    }
+
+    /// A template of our own, for models that come without one.
+    pub fn builtin(name: &str) -> Result<Self, ChatError> {
+        match name {
+            "chatml" => Self::new(CHATML, "chatml (built in)"),
+            _ => Err(ChatError::UnknownBuiltin { name: name.to_owned() }),
+        }
+    }
+
+    /// Stops the template's clock, so that its output can be repeated.
+    pub fn at(mut self, now: DateTime) -> Self {
+        self.environment.add_function("strftime_now", move |format: String| {
+            jiff::fmt::strtime::format(&format, now).map_err(strftime_error)
+        });
+        self
+    }
+
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// The prompt. `extra` are more variables for the template: `bos_token`, `eos_token`,
+    /// `enable_thinking` and the like.
+    pub fn render(
+        &self,
+        messages: &[Message],
+        tools: Option<&Json>,
+        add_generation_prompt: bool,
+        extra: &Map<String, Json>,
+    ) -> Result<String, ChatError> {
+        let render = |arguments| self.render_as(arguments, messages, tools, add_generation_prompt, extra);
+        let as_given = render(Arguments::AsGiven);
+        // Some templates read the fields of a tool call's arguments, others add them to a string.
+        let has_calls = messages.iter().any(|message| message.tool_calls.is_some());
+        match &as_given {
+            Err(ChatError::Failed { .. }) if has_calls => {
+                render(Arguments::Objects).or_else(|_| render(Arguments::Strings)).or(as_given)
+            }
+            _ => as_given,
+        }
+    }
+
+    fn render_as(
+        &self,
+        arguments: Arguments,
+        messages: &[Message],
+        tools: Option<&Json>,
+        add_generation_prompt: bool,
+        extra: &Map<String, Json>,
+    ) -> Result<String, ChatError> {
+        let mut bytes = 0;
+        let messages: Vec<Value> =
+            messages.iter().map(|message| to_value(&message.for_template(arguments), &mut bytes)).collect();
+        // transformers always sets these four; a template may ask whether `tools` is none.
+        let mut context = vec![
+            ("messages", Value::from(messages)),
+            ("tools", tools.map_or(Value::from(()), |tools| to_value(tools, &mut bytes))),
+            ("documents", Value::from(())),
+            ("add_generation_prompt", Value::from(add_generation_prompt)),
+        ];
+        context.extend(extra.iter().map(|(key, value)| (key.as_str(), to_value(value, &mut bytes))));
+        let mut environment = self.environment.clone();
+        environment.set_fuel(Some(BASE_FUEL + FUEL_PER_BYTE * bytes));
+        let rendered =
+            environment.get_template(&self.name).and_then(|template| template.render(Value::from_pairs(context)));
+        rendered.map_err(|error| self.describe(&error))
+    }
+
+    fn describe(&self, error: &Error) -> ChatError {
+        let template = self.name.clone();
+        let mut cause: Option<&dyn std::error::Error> = Some(error);
+        while let Some(this) = cause {
+            if let Some(Raised(why)) = this.downcast_ref() {
+                return ChatError::Refused { template, why: why.clone() };
+            }
+            cause = this.source();
+        }
+        let line = error.line().unwrap_or(0);
+        let source_line = self.source.lines().nth(line.saturating_sub(1)).unwrap_or_default().trim().to_owned();
+        let code = error.range().and_then(|range| self.source.get(range)).filter(|code| !code.contains('\n'));
+        let what = match error.detail() {
+            Some(detail) => detail.to_owned(),
+            None => error.kind().to_string(),
+        };
+        let why = match code.filter(|code| !code.is_empty() && code.len() < 80) {
+            Some(code) if error.kind() == ErrorKind::UndefinedError => {
+                format!("`{code}` uses a variable or field that is not set ({what})")
+            }
+            Some(code) => format!("{what}, at `{code}`"),
+            None => what,
+        };
+        match error.kind() {
+            ErrorKind::SyntaxError => ChatError::Syntax { template, line, why, source_line },
+            ErrorKind::OutOfFuel => ChatError::Endless { template, line, source_line },
+            _ => ChatError::Failed { template, line, why, source_line },
+        }
+    }
+}
+
+/// Python's meaning: everything that a loop takes, so not none.
+fn is_iterable(value: &Value) -> bool {
+    let kind = value.kind();
+    matches!(kind, ValueKind::String | ValueKind::Seq | ValueKind::Map | ValueKind::Iterable | ValueKind::Undefined)
+}
+
+/// Python's meaning: everything that has a length and items.
+fn is_sequence(value: &Value) -> bool {
+    matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map)
+}
+
+fn strftime_error(error: jiff::Error) -> Error {
+    Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {error}"))
+}
+
+/// JSON as the template sees it, in the order it was written; counts the bytes of its text.
+fn to_value(json: &Json, bytes: &mut u64) -> Value {
+    *bytes += 8;
+    match json {
+        Json::Null => Value::from(()),
+        Json::Bool(value) => Value::from(*value),
+        Json::Number(number) => match (number.as_i64(), number.as_u64(), number.as_f64()) {
+            (Some(value), _, _) => Value::from(value),
+            (_, Some(value), _) => Value::from(value),
+            (_, _, value) => Value::from(value),
+        },
+        Json::String(text) => {
+            *bytes += text.len() as u64;
+            Value::from(text)
+        }
+        Json::Array(items) => items.iter().map(|item| to_value(item, bytes)).collect(),
+        Json::Object(map) => {
+            Value::from_pairs(map.iter().map(|(key, item)| (key.as_str(), to_value(item, bytes))).collect::<Vec<_>>())
+        }
+    }
+}
+
+/// Turns `{% generation %}` blocks into `{% if true %}` blocks, keeping their white-space marks.
+fn without_generation_tags(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some((before, tag)) = rest.split_once("{%") {
+        out.push_str(before);
+        out.push_str("{%");
+        let Some((tag, after)) = tag.split_once("%}") else {
+            rest = tag;
+            break;
+        };
+        let word = tag.trim_matches(|char: char| char.is_whitespace() || "+-".contains(char));
+        match word {
+            "generation" => out.push_str(&tag.replace(word, "if true")),
+            "endgeneration" => out.push_str(&tag.replace(word, "endif")),
+            _ => out.push_str(tag),
+        }
+        out.push_str("%}");
+        rest = after;
+    }
+    out.push_str(rest);
+    out
+}
