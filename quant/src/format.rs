@@ -4,6 +4,7 @@
 //! the crate asks this table; no other file matches on `Format` to learn a size or to find its code.
 
 use crate::block::{Block, RowFns};
+use crate::encode::{Encode, Encoder};
 use crate::{fp4, iq1, iq2, iq3, iq4, plain, q2_k, q3_k, q4_0, q4_k, q5_0, q5_k, q6_k, q8_0, q8_k, tq};
 
 /// A GGML tensor type that rynd can read.
@@ -47,27 +48,35 @@ struct Row {
     block_len: usize,
     block_bytes: usize,
     fns: RowFns,
+    encoder: Option<Encoder>,
 }
 
 const fn row<B: Block>(format: Format, ggml_id: u32, name: &'static str) -> Row {
-    Row { format, ggml_id, name, block_len: B::LEN, block_bytes: B::BYTES, fns: RowFns::new::<B>() }
+    Row { format, ggml_id, name, block_len: B::LEN, block_bytes: B::BYTES, fns: RowFns::new::<B>(), encoder: None }
+}
+
+/// A row of a format that can also be written.
+const fn coded<E: Encode>(format: Format, ggml_id: u32, name: &'static str) -> Row {
+    let mut row = row::<E>(format, ggml_id, name);
+    row.encoder = Some(Encoder::new::<E>());
+    row
 }
 
 /// In the order of the enum, so that `format as usize` is the index (a test holds this).
 static TABLE: [Row; 27] = [
-    row::<plain::F32>(Format::F32, 0, "F32"),
-    row::<plain::F16>(Format::F16, 1, "F16"),
-    row::<plain::BF16>(Format::BF16, 30, "BF16"),
-    row::<q4_0::Q4_0>(Format::Q4_0, 2, "Q4_0"),
-    row::<q4_0::Q4_1>(Format::Q4_1, 3, "Q4_1"),
-    row::<q5_0::Q5_0>(Format::Q5_0, 6, "Q5_0"),
-    row::<q5_0::Q5_1>(Format::Q5_1, 7, "Q5_1"),
-    row::<q8_0::Q8_0>(Format::Q8_0, 8, "Q8_0"),
-    row::<q2_k::Q2_K>(Format::Q2_K, 10, "Q2_K"),
-    row::<q3_k::Q3_K>(Format::Q3_K, 11, "Q3_K"),
-    row::<q4_k::Q4_K>(Format::Q4_K, 12, "Q4_K"),
-    row::<q5_k::Q5_K>(Format::Q5_K, 13, "Q5_K"),
-    row::<q6_k::Q6_K>(Format::Q6_K, 14, "Q6_K"),
+    coded::<plain::F32>(Format::F32, 0, "F32"),
+    coded::<plain::F16>(Format::F16, 1, "F16"),
+    coded::<plain::BF16>(Format::BF16, 30, "BF16"),
+    coded::<q4_0::Q4_0>(Format::Q4_0, 2, "Q4_0"),
+    coded::<q4_0::Q4_1>(Format::Q4_1, 3, "Q4_1"),
+    coded::<q5_0::Q5_0>(Format::Q5_0, 6, "Q5_0"),
+    coded::<q5_0::Q5_1>(Format::Q5_1, 7, "Q5_1"),
+    coded::<q8_0::Q8_0>(Format::Q8_0, 8, "Q8_0"),
+    coded::<q2_k::Q2_K>(Format::Q2_K, 10, "Q2_K"),
+    coded::<q3_k::Q3_K>(Format::Q3_K, 11, "Q3_K"),
+    coded::<q4_k::Q4_K>(Format::Q4_K, 12, "Q4_K"),
+    coded::<q5_k::Q5_K>(Format::Q5_K, 13, "Q5_K"),
+    coded::<q6_k::Q6_K>(Format::Q6_K, 14, "Q6_K"),
     row::<q8_k::Q8_K>(Format::Q8_K, 15, "Q8_K"),
     row::<iq1::IQ1_S>(Format::IQ1_S, 19, "IQ1_S"),
     row::<iq1::IQ1_M>(Format::IQ1_M, 29, "IQ1_M"),
@@ -76,8 +85,8 @@ static TABLE: [Row; 27] = [
     row::<iq2::IQ2_S>(Format::IQ2_S, 22, "IQ2_S"),
     row::<iq3::IQ3_XXS>(Format::IQ3_XXS, 18, "IQ3_XXS"),
     row::<iq3::IQ3_S>(Format::IQ3_S, 21, "IQ3_S"),
-    row::<iq4::IQ4_NL>(Format::IQ4_NL, 20, "IQ4_NL"),
-    row::<iq4::IQ4_XS>(Format::IQ4_XS, 23, "IQ4_XS"),
+    coded::<iq4::IQ4_NL>(Format::IQ4_NL, 20, "IQ4_NL"),
+    coded::<iq4::IQ4_XS>(Format::IQ4_XS, 23, "IQ4_XS"),
     row::<tq::TQ1_0>(Format::TQ1_0, 34, "TQ1_0"),
     row::<tq::TQ2_0>(Format::TQ2_0, 35, "TQ2_0"),
     row::<fp4::MXFP4>(Format::MXFP4, 39, "MXFP4"),
@@ -147,6 +156,10 @@ impl Format {
     /// kernels are measured against. Panics unless the lengths belong together.
     pub fn dot_f32(self, src: &[u8], x: &[f32]) -> f32 {
         (self.row().fns.dot)(src, x)
+    }
+
+    pub(crate) fn encoder(self) -> Option<Encoder> {
+        self.row().encoder
     }
 
     fn row(self) -> &'static Row {

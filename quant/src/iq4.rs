@@ -6,6 +6,10 @@
 //! Weight = d * scale * value.
 
 use crate::block::{Block, f16_at, u16_at};
+use crate::encode::{Encode, Weighting};
+use crate::fit::scale::{Levels, best_scale, codes, fit_scales, tries};
+use crate::fit::{Half, LANES, Weighted};
+use crate::q4_0::pack_nibbles;
 
 pub struct IQ4_NL;
 pub struct IQ4_XS;
@@ -44,5 +48,63 @@ impl Block for IQ4_XS {
             let high = i32::from(scales_h >> (2 * group) & 3);
             look_up(&src[8 + 16 * group..][..16], d * ((low | high << 4) - 32) as f32, dst);
         }
+    }
+}
+
+/// `VALUES` as levels.
+struct Values;
+
+impl Levels for Values {
+    const TRIES: [f32; LANES] = tries(9, -127.0, 113.0, 0.12, 0.12);
+
+    /// Starts at the lowest value and climbs one step at every midpoint that `y` has passed.
+    #[inline(always)]
+    fn nearest(y: f32) -> f32 {
+        let mut level = f32::from(VALUES[0]);
+        for (lower, upper) in VALUES.iter().zip(&VALUES[1..]) {
+            let (lower, upper) = (f32::from(*lower), f32::from(*upper));
+            level += if y > (lower + upper) * 0.5 { upper - lower } else { 0.0 };
+        }
+        level
+    }
+
+    #[inline(always)]
+    fn code(y: f32) -> u8 {
+        let mut code = 0;
+        for (lower, upper) in VALUES.iter().zip(&VALUES[1..]) {
+            code += u8::from(y > (f32::from(*lower) + f32::from(*upper)) * 0.5);
+        }
+        code
+    }
+}
+
+impl Encode for IQ4_NL {
+    const WEIGHTING: Weighting = Weighting::Linear;
+
+    #[inline(always)]
+    fn encode(block: &Weighted, dst: &mut [u8]) {
+        let d = Half::new(best_scale::<Values, 32>(block.group(0), 1));
+        dst[..2].copy_from_slice(&d.bits.to_le_bytes());
+        pack_nibbles(&codes::<Values, 32>(block.group(0), d.value), &mut dst[2..]);
+    }
+}
+
+impl Encode for IQ4_XS {
+    const WEIGHTING: Weighting = Weighting::Linear;
+
+    #[inline(always)]
+    fn encode(block: &Weighted, dst: &mut [u8]) {
+        let fit = fit_scales::<Values, 32, 8>(block, -32, 31, 1);
+        dst[..2].copy_from_slice(&fit.d.bits.to_le_bytes());
+        dst[2..8].fill(0);
+        let mut scales_h = 0;
+        for group in 0..8 {
+            let scale = (fit.scales[group] + 32) as u8;
+            dst[4 + group / 2] |= (scale & 15) << (group % 2 * 4);
+            scales_h |= u16::from(scale >> 4) << (2 * group);
+            let codes = codes::<Values, 32>(block.group(group), fit.d.value * fit.scales[group] as f32);
+            pack_nibbles(&codes, &mut dst[8 + 16 * group..][..16]);
+        }
+        dst[2..4].copy_from_slice(&scales_h.to_le_bytes());
     }
 }

@@ -6,6 +6,8 @@ pub mod acts;
 mod aligned;
 pub mod attention;
 pub mod block;
+pub mod encode;
+mod fit;
 pub mod format;
 pub mod grids;
 mod ints;
@@ -31,6 +33,7 @@ pub mod q8_k;
 pub mod tq;
 
 pub use acts::{ActKind, ActRow, ActShape, ActView, Acts};
+pub use encode::EncodeError;
 pub use format::Format;
 pub use kernels::{Kernels, Level, Linear, OutView, ROW_TILE, Scratch, Tokens};
 pub use vector::Vector;

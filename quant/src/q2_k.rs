@@ -5,6 +5,9 @@
 //! Weight = d * scale * q - dmin * offset.
 
 use crate::block::{Block, f16_at};
+use crate::encode::{Encode, Weighting};
+use crate::fit::Weighted;
+use crate::fit::affine::fit_pairs;
 
 pub struct Q2_K;
 
@@ -23,5 +26,25 @@ impl Block for Q2_K {
                 *dst = scale * f32::from(q >> shift & 3) - min;
             }
         }
+    }
+}
+
+impl Encode for Q2_K {
+    const WEIGHTING: Weighting = Weighting::Linear;
+
+    #[inline(always)]
+    fn encode(block: &Weighted, dst: &mut [u8]) {
+        let fit = fit_pairs::<3, 16, 16>(block, 15, 2);
+        dst[..80].fill(0);
+        for group in 0..16 {
+            dst[group] = fit.scales[group] | fit.mins[group] << 4;
+            let levels = fit.levels::<3, 16>(block, group);
+            let qs = &mut dst[16 + group / 8 * 32 + group % 2 * 16..][..16];
+            for j in 0..16 {
+                qs[j] |= levels[j] << (group / 2 % 4 * 2);
+            }
+        }
+        dst[80..82].copy_from_slice(&fit.d.bits.to_le_bytes());
+        dst[82..84].copy_from_slice(&fit.m.bits.to_le_bytes());
     }
 }

@@ -6,6 +6,9 @@
 //! stored plus 32. Weight = d * scale * q.
 
 use crate::block::{Block, f16_at};
+use crate::encode::{Encode, Weighting};
+use crate::fit::Weighted;
+use crate::fit::scale::{Integers, codes, fit_scales};
 
 pub struct Q3_K;
 
@@ -37,5 +40,28 @@ impl Block for Q3_K {
                 dst[j] = scale * f32::from(q);
             }
         }
+    }
+}
+
+impl Encode for Q3_K {
+    const WEIGHTING: Weighting = Weighting::Linear;
+
+    #[inline(always)]
+    fn encode(block: &Weighted, dst: &mut [u8]) {
+        let fit = fit_scales::<Integers<4>, 16, 16>(block, -32, 31, 1);
+        dst.fill(0);
+        for group in 0..16 {
+            let codes = codes::<Integers<4>, 16>(block.group(group), fit.d.value * fit.scales[group] as f32);
+            let (plane, j0) = (group / 2, group % 2 * 16);
+            for j in 0..16 {
+                let q = codes[j];
+                dst[j0 + j] |= q >> 2 << plane;
+                dst[32 + group / 8 * 32 + j0 + j] |= (q & 3) << (plane % 4 * 2);
+            }
+            let scale = (fit.scales[group] + 32) as u8;
+            dst[96 + group % 8] |= (scale & 15) << (group / 8 * 4);
+            dst[104 + group % 4] |= scale >> 4 << (group / 4 * 2);
+        }
+        dst[108..110].copy_from_slice(&fit.d.bits.to_le_bytes());
     }
 }

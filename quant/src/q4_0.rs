@@ -4,6 +4,10 @@
 //! nibble and weight `j + 16` in its high one. Weight = d * (q - 8), or d * q + m.
 
 use crate::block::{Block, f16_at};
+use crate::encode::{Encode, Weighting};
+use crate::fit::affine::{best_pair, levels};
+use crate::fit::scale::{Integers, best_scale, codes};
+use crate::fit::{Half, Weighted};
 
 pub struct Q4_0;
 pub struct Q4_1;
@@ -35,5 +39,37 @@ impl Block for Q4_1 {
             low[j] = d * f32::from(q & 15) + m;
             high[j] = d * f32::from(q >> 4) + m;
         }
+    }
+}
+
+/// 32 codes of 4 bits, the first half in the low nibbles.
+#[inline(always)]
+pub(crate) fn pack_nibbles(codes: &[u8; 32], qs: &mut [u8]) {
+    for j in 0..16 {
+        qs[j] = codes[j] | codes[j + 16] << 4;
+    }
+}
+
+impl Encode for Q4_0 {
+    const WEIGHTING: Weighting = Weighting::Linear;
+
+    #[inline(always)]
+    fn encode(block: &Weighted, dst: &mut [u8]) {
+        let d = Half::new(best_scale::<Integers<8>, 32>(block.group(0), 1));
+        dst[..2].copy_from_slice(&d.bits.to_le_bytes());
+        pack_nibbles(&codes::<Integers<8>, 32>(block.group(0), d.value), &mut dst[2..]);
+    }
+}
+
+impl Encode for Q4_1 {
+    const WEIGHTING: Weighting = Weighting::Linear;
+
+    #[inline(always)]
+    fn encode(block: &Weighted, dst: &mut [u8]) {
+        let (d, m) = best_pair::<15, true, 32>(block.group(0), 2);
+        let (d, m) = (Half::new(d), Half::new(m));
+        dst[..2].copy_from_slice(&d.bits.to_le_bytes());
+        dst[2..4].copy_from_slice(&m.bits.to_le_bytes());
+        pack_nibbles(&levels::<15, 32>(block.group(0), d.value, m.value), &mut dst[4..]);
     }
 }

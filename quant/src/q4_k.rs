@@ -6,6 +6,9 @@
 //! upper two bits are the top bits of bytes `i` and `4 + i`. Weight = d * scale * q - dmin * offset.
 
 use crate::block::{Block, f16_at};
+use crate::encode::{Encode, Weighting};
+use crate::fit::Weighted;
+use crate::fit::affine::fit_pairs;
 
 pub struct Q4_K;
 
@@ -35,6 +38,35 @@ impl Block for Q4_K {
             let shift = group % 2 * 4;
             for (dst, &q) in dst.iter_mut().zip(&src[16 + group / 2 * 32..][..32]) {
                 *dst = scale * f32::from(q >> shift & 15) - min;
+            }
+        }
+    }
+}
+
+/// The inverse of `scales_and_mins`.
+#[inline(always)]
+pub(crate) fn pack(scales: &[u8; 8], mins: &[u8; 8], packed: &mut [u8]) {
+    for i in 0..4 {
+        packed[i] = scales[i] | scales[4 + i] >> 4 << 6;
+        packed[4 + i] = mins[i] | mins[4 + i] >> 4 << 6;
+        packed[8 + i] = scales[4 + i] & 15 | mins[4 + i] << 4;
+    }
+}
+
+impl Encode for Q4_K {
+    const WEIGHTING: Weighting = Weighting::Linear;
+
+    #[inline(always)]
+    fn encode(block: &Weighted, dst: &mut [u8]) {
+        let fit = fit_pairs::<15, 32, 8>(block, 63, 1);
+        dst[0..2].copy_from_slice(&fit.d.bits.to_le_bytes());
+        dst[2..4].copy_from_slice(&fit.m.bits.to_le_bytes());
+        pack(&fit.scales, &fit.mins, &mut dst[4..16]);
+        for (pair, qs) in dst[16..].chunks_exact_mut(32).enumerate() {
+            let low = fit.levels::<15, 32>(block, 2 * pair);
+            let high = fit.levels::<15, 32>(block, 2 * pair + 1);
+            for j in 0..32 {
+                qs[j] = low[j] | high[j] << 4;
             }
         }
     }

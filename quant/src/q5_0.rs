@@ -4,6 +4,10 @@
 //! `qs` 16 bytes as in Q4_0. Weight = d * (q - 16), or d * q + m.
 
 use crate::block::{Block, f16_at, u32_at};
+use crate::encode::{Encode, Weighting};
+use crate::fit::affine::{best_pair, levels};
+use crate::fit::scale::{Integers, best_scale, codes};
+use crate::fit::{Half, Weighted};
 
 pub struct Q5_0;
 pub struct Q5_1;
@@ -45,5 +49,42 @@ impl Block for Q5_1 {
             low[j] = d * a as f32 + m;
             high[j] = d * b as f32 + m;
         }
+    }
+}
+
+/// 32 codes of 5 bits: 4 bytes of fifth bits, then 16 of nibbles.
+#[inline(always)]
+fn pack(codes: &[u8; 32], dst: &mut [u8]) {
+    let mut qh = 0;
+    for j in 0..32 {
+        qh |= u32::from(codes[j] >> 4) << j;
+    }
+    dst[..4].copy_from_slice(&qh.to_le_bytes());
+    for j in 0..16 {
+        dst[4 + j] = codes[j] & 15 | codes[j + 16] << 4;
+    }
+}
+
+impl Encode for Q5_0 {
+    const WEIGHTING: Weighting = Weighting::Linear;
+
+    #[inline(always)]
+    fn encode(block: &Weighted, dst: &mut [u8]) {
+        let d = Half::new(best_scale::<Integers<16>, 32>(block.group(0), 1));
+        dst[..2].copy_from_slice(&d.bits.to_le_bytes());
+        pack(&codes::<Integers<16>, 32>(block.group(0), d.value), &mut dst[2..]);
+    }
+}
+
+impl Encode for Q5_1 {
+    const WEIGHTING: Weighting = Weighting::Linear;
+
+    #[inline(always)]
+    fn encode(block: &Weighted, dst: &mut [u8]) {
+        let (d, m) = best_pair::<31, true, 32>(block.group(0), 2);
+        let (d, m) = (Half::new(d), Half::new(m));
+        dst[..2].copy_from_slice(&d.bits.to_le_bytes());
+        dst[2..4].copy_from_slice(&m.bits.to_le_bytes());
+        pack(&levels::<31, 32>(block.group(0), d.value, m.value), &mut dst[4..]);
     }
 }

@@ -5,6 +5,9 @@
 //! two bits in bits `2 s..2 s + 2` of `qh[j]`; weights 128..256 use the other halves. Weight = d * scale * (q - 32).
 
 use crate::block::{Block, f16_at};
+use crate::encode::{Encode, Weighting};
+use crate::fit::Weighted;
+use crate::fit::scale::{Integers, codes, fit_scales};
 
 pub struct Q6_K;
 
@@ -25,5 +28,26 @@ impl Block for Q6_K {
                 dst[j] = scale * f32::from(q as i8 - 32);
             }
         }
+    }
+}
+
+impl Encode for Q6_K {
+    const WEIGHTING: Weighting = Weighting::Square;
+
+    #[inline(always)]
+    fn encode(block: &Weighted, dst: &mut [u8]) {
+        let fit = fit_scales::<Integers<32>, 16, 16>(block, -128, 127, 1);
+        dst.fill(0);
+        for g in 0..16 {
+            let codes = codes::<Integers<32>, 16>(block.group(g), fit.d.value * fit.scales[g] as f32);
+            let (half, s, j) = (g / 8, g / 2 % 4, g % 2 * 16);
+            for i in 0..16 {
+                let q = codes[i];
+                dst[64 * half + 32 * (s % 2) + j + i] |= (q & 15) << (s / 2 * 4);
+                dst[128 + 32 * half + j + i] |= (q >> 4) << (2 * s);
+            }
+            dst[192 + g] = fit.scales[g] as i8 as u8;
+        }
+        dst[208..210].copy_from_slice(&fit.d.bits.to_le_bytes());
     }
 }

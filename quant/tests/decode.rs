@@ -24,8 +24,8 @@ fn cases(format: Format) -> Vec<(String, Vec<u8>, Vec<f32>)> {
         .filter_map(|kind| {
             let name = format!("{format}{kind}");
             let blocks = fixture(&format!("{name}.bin"))?;
-            let weights = floats(&fixture(&format!("{name}.f32")).expect("every .bin has its .f32"));
-            Some((name, blocks, weights))
+            let weights = fixture(&format!("{name}.f32"))?;
+            Some((name, blocks, floats(&weights)))
         })
         .collect()
 }
