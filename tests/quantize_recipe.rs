@@ -2,6 +2,7 @@
 //! models, with and without an importance matrix, and with the flags that override.
 
 use rynd::quantize::file_type::FileType;
+use regex_automata::meta::Regex;
 use rynd::quantize::recipe::{ModelFacts, Recipe};
 use rynd_quant::Format;
 use serde_json::Value;
@@ -47,7 +48,7 @@ fn recipe(case: &Value) -> Recipe {
             "--token-embedding-type" => recipe.embedding = format(flags.next().unwrap()),
             "--tensor-type" => {
                 let (pattern, name) = flags.next().unwrap().split_once('=').unwrap();
-                recipe.overrides.push((pattern.parse().unwrap(), format(name).unwrap()));
+                recipe.overrides.push((Regex::new(pattern).unwrap(), format(name).unwrap()));
             }
             _ => panic!("{flag}"),
         }
@@ -98,7 +99,7 @@ fn a_named_tensor_leaves_its_neighbours_alone() {
     let names: Vec<String> = (0..16).map(|layer| format!("blk.{layer}.attn_v.weight")).collect();
     let facts = ModelFacts::new("llama", 16, 0, [32, 8], names.iter().map(String::as_str));
     let mut recipe = Recipe::new(FileType::from_name("q4_k_s").unwrap());
-    recipe.overrides.push(("blk.0.attn_v".parse().unwrap(), Format::Q8_0));
+    recipe.overrides.push((Regex::new("blk.0.attn_v").unwrap(), Format::Q8_0));
     let formats: Vec<Format> =
         names.iter().map(|name| recipe.choose(&facts, name, &[256, 256], Format::F16)).take(5).collect();
     assert_eq!(formats, [Format::Q8_0, Format::Q5_K, Format::Q5_K, Format::Q5_K, Format::Q4_K]);

@@ -5,7 +5,7 @@
 //! or not; one difference is meant: a tensor whose format the user names does not move its neighbours' places in a
 //! rule that counts tensors.
 
-use regex::Regex;
+use regex_automata::meta::Regex;
 use rynd_quant::Format::{self, *};
 
 use super::file_type::{FileType, When};
