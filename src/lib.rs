@@ -15,6 +15,7 @@ pub mod cpu;
 pub mod gpu;
 pub mod engine;
 pub mod generate;
+pub mod complete;
 pub mod quantize;
 pub mod server;
 pub mod commands;

@@ -20,7 +20,6 @@ pub enum ActKind {
     /// int8 with a scale for each 32 values.
     Q8_0,
     /// int8 with a scale for each 256 values.
-    #[expect(non_camel_case_types, reason = "GGML writes it so")]
     Q8_K,
 }
 

@@ -7,6 +7,7 @@
 //! Plain loops only: a closure handed to the library may be compiled outside the function whose instruction set it needs.
 
 pub mod affine;
+pub mod points;
 pub mod scale;
 
 /// Candidates in a pass.

@@ -6,7 +6,11 @@
 //! scales as in IQ2_XS. Weight = d * (scale + 1/2) / 4 * magnitude, signed.
 
 use crate::block::{Block, f16_at, u16_at, u32_at};
-use crate::grids::{self, EVEN_SIGNS, signed};
+use crate::encode::{Encode, Weighting};
+use crate::fit::points::{Lattice, Points, fit_points};
+use crate::fit::scale::{Levels, tries};
+use crate::fit::{LANES, Weighted};
+use crate::grids::{self, EVEN_SIGNS, IQ2_VALUES, codes, signed};
 
 pub struct IQ2_XXS;
 pub struct IQ2_XS;
@@ -61,6 +65,89 @@ impl Block for IQ2_S {
             let scale = scaled(d, u32::from(src[74 + i / 4] >> (i / 2 % 2 * 4) & 15));
             let point = usize::from(src[2 + i]) | usize::from(src[66 + i / 4] >> (i % 4 * 2) & 3) << 8;
             signed(grids::IQ2_S[point], src[34 + i], scale, dst);
+        }
+    }
+}
+
+static POINTS_XXS: Points<8, 16> = Points::new(&codes::IQ2_XXS, 2, &IQ2_VALUES);
+static POINTS_XS: Points<8, 32> = Points::new(&codes::IQ2_XS, 2, &IQ2_VALUES);
+static POINTS_S: Points<8, 64> = Points::new(&codes::IQ2_S, 2, &IQ2_VALUES);
+
+/// The magnitudes as levels.
+struct Magnitudes<const EVEN_SIGNS: bool>;
+
+impl<const EVEN_SIGNS: bool> Levels for Magnitudes<EVEN_SIGNS> {
+    const TRIES: [f32; LANES] = tries(LANES, 43.0, 43.0, 0.4, 0.1);
+
+    #[inline(always)]
+    fn nearest(y: f32) -> f32 {
+        let [a, b, c] = IQ2_VALUES;
+        let (a, b, c) = (f32::from(a), f32::from(b), f32::from(c));
+        let low = if y > (a + b) * 0.5 { b } else { a };
+        if y > (b + c) * 0.5 { c } else { low }
+    }
+
+    #[inline(always)]
+    fn code(y: f32) -> u8 {
+        u8::from(y > 16.5) + u8::from(y > 34.0)
+    }
+}
+
+impl<const EVEN_SIGNS: bool> Lattice for Magnitudes<EVEN_SIGNS> {
+    const UNIT: f32 = 0.25;
+    const EVEN_SIGNS: bool = EVEN_SIGNS;
+}
+
+impl Encode for IQ2_XXS {
+    const WEIGHTING: Weighting = Weighting::Linear;
+
+    #[inline(always)]
+    fn encode(block: &Weighted, dst: &mut [u8]) {
+        let fit = fit_points::<Magnitudes<true>, 8, 16, 32>(block, &POINTS_XXS);
+        dst[..2].copy_from_slice(&fit.d.bits.to_le_bytes());
+        for (group, dst) in dst[2..].chunks_exact_mut(8).enumerate() {
+            let mut word = u32::from(fit.scales[group]) << 28;
+            for i in 0..4 {
+                dst[i] = fit.points[4 * group + i] as u8;
+                word |= u32::from(fit.signs[4 * group + i] & 127) << (7 * i);
+            }
+            dst[4..].copy_from_slice(&word.to_le_bytes());
+        }
+    }
+}
+
+impl Encode for IQ2_XS {
+    const WEIGHTING: Weighting = Weighting::Linear;
+
+    #[inline(always)]
+    fn encode(block: &Weighted, dst: &mut [u8]) {
+        let fit = fit_points::<Magnitudes<true>, 8, 32, 16>(block, &POINTS_XS);
+        dst[..2].copy_from_slice(&fit.d.bits.to_le_bytes());
+        for i in 0..32 {
+            let q = fit.points[i] | u16::from(fit.signs[i] & 127) << 9;
+            dst[2 + 2 * i..4 + 2 * i].copy_from_slice(&q.to_le_bytes());
+        }
+        for i in 0..8 {
+            dst[66 + i] = fit.scales[2 * i] | fit.scales[2 * i + 1] << 4;
+        }
+    }
+}
+
+impl Encode for IQ2_S {
+    const WEIGHTING: Weighting = Weighting::Linear;
+
+    #[inline(always)]
+    fn encode(block: &Weighted, dst: &mut [u8]) {
+        let fit = fit_points::<Magnitudes<false>, 8, 64, 16>(block, &POINTS_S);
+        dst.fill(0);
+        dst[..2].copy_from_slice(&fit.d.bits.to_le_bytes());
+        for i in 0..32 {
+            dst[2 + i] = fit.points[i] as u8;
+            dst[34 + i] = fit.signs[i];
+            dst[66 + i / 4] |= ((fit.points[i] >> 8) as u8) << (i % 4 * 2);
+        }
+        for i in 0..8 {
+            dst[74 + i] = fit.scales[2 * i] | fit.scales[2 * i + 1] << 4;
         }
     }
 }

@@ -6,7 +6,11 @@
 //! Weight = d * (2 scale + 1) * magnitude.
 
 use crate::block::{Block, f16_at, u32_at};
-use crate::grids::{self, EVEN_SIGNS, signed};
+use crate::encode::{Encode, Weighting};
+use crate::fit::points::{Lattice, Points, fit_points};
+use crate::fit::scale::{Levels, tries};
+use crate::fit::{LANES, Weighted, clamp, integer, round};
+use crate::grids::{self, EVEN_SIGNS, IQ3_S_VALUES, IQ3_XXS_VALUES, codes, signed};
 
 pub struct IQ3_XXS;
 pub struct IQ3_S;
@@ -49,6 +53,93 @@ impl Block for IQ3_S {
             let scale = d * f32::from(2 * (scales[i / 8] >> (i / 4 % 2 * 4) & 15) + 1);
             let grid = |at: usize| grids::IQ3_S[usize::from(points[at]) | usize::from(qh[at / 8] >> (at % 8) & 1) << 8];
             signed(join(grid(2 * i), grid(2 * i + 1)), signs[i], scale, dst);
+        }
+    }
+}
+
+static POINTS_XXS: Points<4, 16> = Points::new(&codes::IQ3_XXS, 3, &IQ3_XXS_VALUES);
+static POINTS_S: Points<4, 32> = Points::new(&codes::IQ3_S, 3, &IQ3_S_VALUES);
+
+/// The magnitudes of IQ3_S as levels: odd numbers up to 15.
+struct Odd;
+
+impl Levels for Odd {
+    const TRIES: [f32; LANES] = tries(LANES, 15.0, 15.0, 0.3, 0.1);
+
+    #[inline(always)]
+    fn nearest(y: f32) -> f32 {
+        2.0 * round(clamp(0.5 * (y - 1.0), 0.0, 7.0)) + 1.0
+    }
+
+    #[inline(always)]
+    fn code(y: f32) -> u8 {
+        integer(clamp(0.5 * (y - 1.0), 0.0, 7.0)) as u8
+    }
+}
+
+impl Lattice for Odd {
+    const UNIT: f32 = 2.0;
+    const EVEN_SIGNS: bool = false;
+}
+
+/// The magnitudes of IQ3_XXS as levels: nearly four times odd numbers.
+struct FourOdd;
+
+impl Levels for FourOdd {
+    const TRIES: [f32; LANES] = tries(LANES, 62.0, 62.0, 0.3, 0.1);
+
+    #[inline(always)]
+    fn nearest(y: f32) -> f32 {
+        let level = 4.0 * Odd::nearest(0.25 * y);
+        if level == 60.0 { 62.0 } else { level }
+    }
+
+    #[inline(always)]
+    fn code(y: f32) -> u8 {
+        Odd::code(0.25 * y)
+    }
+}
+
+impl Lattice for FourOdd {
+    const UNIT: f32 = 0.5;
+    const EVEN_SIGNS: bool = true;
+}
+
+impl Encode for IQ3_XXS {
+    const WEIGHTING: Weighting = Weighting::Linear;
+
+    #[inline(always)]
+    fn encode(block: &Weighted, dst: &mut [u8]) {
+        let fit = fit_points::<FourOdd, 4, 16, 32>(block, &POINTS_XXS);
+        dst[..2].copy_from_slice(&fit.d.bits.to_le_bytes());
+        for i in 0..64 {
+            dst[2 + i] = fit.points[i] as u8;
+        }
+        for (group, dst) in dst[66..].chunks_exact_mut(4).enumerate() {
+            let mut word = u32::from(fit.scales[group]) << 28;
+            for i in 0..4 {
+                word |= u32::from(fit.signs[4 * group + i] & 127) << (7 * i);
+            }
+            dst.copy_from_slice(&word.to_le_bytes());
+        }
+    }
+}
+
+impl Encode for IQ3_S {
+    const WEIGHTING: Weighting = Weighting::Linear;
+
+    #[inline(always)]
+    fn encode(block: &Weighted, dst: &mut [u8]) {
+        let fit = fit_points::<Odd, 4, 32, 32>(block, &POINTS_S);
+        dst.fill(0);
+        dst[..2].copy_from_slice(&fit.d.bits.to_le_bytes());
+        for i in 0..64 {
+            dst[2 + i] = fit.points[i] as u8;
+            dst[66 + i / 8] |= ((fit.points[i] >> 8) as u8) << (i % 8);
+        }
+        dst[74..106].copy_from_slice(&fit.signs);
+        for i in 0..4 {
+            dst[106 + i] = fit.scales[2 * i] | fit.scales[2 * i + 1] << 4;
         }
     }
 }

@@ -8,7 +8,8 @@ use minijinja::{Error, ErrorKind, State, Value};
 /// Deeper than any tool schema; keeps a template from overflowing the stack.
 const MAX_DEPTH: usize = 100;
 
-struct Style {
+struct Style<'a> {
+    state: &'a State<'a, 'a>, // pays for what is written
     ensure_ascii: bool,
     indent: Option<String>, // of one level
     item_separator: String,
@@ -37,6 +38,7 @@ pub fn tojson(state: &State, value: &Value, indent: Option<Value>, options: Kwar
         Some(_) => return Err(Error::new(ErrorKind::InvalidOperation, "tojson: separators must be a pair of strings")),
     };
     let style = Style {
+        state,
         ensure_ascii: options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
         indent,
         item_separator,
@@ -46,21 +48,25 @@ pub fn tojson(state: &State, value: &Value, indent: Option<Value>, options: Kwar
     options.assert_all_used()?;
     let mut out = String::new();
     style.write(value, 0, &mut out)?;
-    state.consume_fuel(out.len() as u64 / 64)?;
     Ok(Value::from(out))
 }
 
-impl Style {
+impl Style<'_> {
     fn write(&self, value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
         if depth > MAX_DEPTH {
             return Err(Error::new(ErrorKind::InvalidOperation, "tojson: the value is nested too deeply"));
         }
+        self.state.consume_fuel(1)?;
         match value.kind() {
             ValueKind::None => out.push_str("null"),
             ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
             ValueKind::Number if value.is_integer() => out.push_str(&value.to_string()),
             ValueKind::Number => out.push_str(&python_float(f64::try_from(value.clone())?)),
-            ValueKind::String => self.write_str(value.as_str().unwrap_or_default(), out),
+            ValueKind::String => {
+                let text = value.as_str().unwrap_or_default();
+                self.state.consume_fuel(text.len() as u64 / 64)?;
+                self.write_str(text, out);
+            }
             ValueKind::Seq | ValueKind::Iterable => {
                 let items = value.try_iter()?.map(|item| (None, item)).collect();
                 self.write_items('[', ']', items, depth, out)?;

@@ -7,6 +7,7 @@
 mod error;
 mod json;
 mod message;
+mod python;
 mod template;
 
 pub use error::ChatError;

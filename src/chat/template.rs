@@ -8,9 +8,10 @@
 use super::error::ChatError;
 use super::json::tojson;
 use super::message::{Arguments, Message};
+use super::python;
 use jiff::civil::DateTime;
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Value, ValueKind};
+use minijinja::value::Value;
 use minijinja::{Environment, Error, ErrorKind};
 use serde_json::{Map, Value as Json};
 use std::fmt;
@@ -19,10 +20,16 @@ use std::fmt;
 pub const BUILTIN_NAMES: &[&str] = &["chatml"];
 const CHATML: &str = include_str!("chatml.jinja");
 
-/// A step costs one unit, and so do 64 bytes: up to half a gigabyte before a template is stopped, and more
-/// for a longer conversation. Qwen3-Coder's template takes about 100 units a message.
-const BASE_FUEL: u64 = 8_000_000;
-const FUEL_PER_BYTE: u64 = 16;
+/// What a render may spend: a step of the template costs one unit, and so do 64 bytes. Measured over 71
+/// templates, a message costs 100 to 1400; a few templates walk the conversation once a message, which
+/// costs 8 times its square.
+const FUEL: u64 = 1_000_000;
+const FUEL_PER_MESSAGE: u64 = 5_000;
+const FUEL_PER_SQUARE: u64 = 16;
+
+/// A template can nest lists as deep as its fuel lasts, and minijinja prints and drops them recursively:
+/// about 1 KB a level. The memory is only reserved.
+const STACK_BYTES: usize = 256 << 20;
 
 pub struct Template {
     environment: Environment<'static>,
@@ -47,10 +54,10 @@ impl Template {
     pub fn new(source: &str, name: &str) -> Result<Self, ChatError> {
         let mut environment = Environment::new();
         environment.set_debug(true); // for the place of an error
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(python::method);
         environment.add_filter("tojson", tojson);
-        environment.add_test("iterable", is_iterable);
-        environment.add_test("sequence", is_sequence);
+        environment.add_test("iterable", python::is_iterable);
+        environment.add_test("sequence", python::is_sequence);
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
         });
@@ -121,21 +128,25 @@ impl Template {
         extra: &Map<String, Json>,
     ) -> Result<String, ChatError> {
         let mut bytes = 0;
-        let messages: Vec<Value> =
+        let values: Vec<Value> =
             messages.iter().map(|message| to_value(&message.for_template(arguments), &mut bytes)).collect();
         // transformers always sets these four; a template may ask whether `tools` is none.
         let mut context = vec![
-            ("messages", Value::from(messages)),
+            ("messages", Value::from(values)),
             ("tools", tools.map_or(Value::from(()), |tools| to_value(tools, &mut bytes))),
             ("documents", Value::from(())),
             ("add_generation_prompt", Value::from(add_generation_prompt)),
         ];
         context.extend(extra.iter().map(|(key, value)| (key.as_str(), to_value(value, &mut bytes))));
+        let n = messages.len() as u64;
         let mut environment = self.environment.clone();
-        environment.set_fuel(Some(BASE_FUEL + FUEL_PER_BYTE * bytes));
-        let rendered =
-            environment.get_template(&self.name).and_then(|template| template.render(Value::from_pairs(context)));
-        rendered.map_err(|error| self.describe(&error))
+        environment.set_fuel(Some(FUEL + FUEL_PER_MESSAGE * n + FUEL_PER_SQUARE.saturating_mul(n * n) + bytes));
+        // The error is read in there as well: it holds the template's variables.
+        with_deep_stack(|| {
+            let template = environment.get_template(&self.name);
+            let rendered = template.and_then(|template| template.render(Value::from_pairs(context.iter().cloned())));
+            rendered.map_err(|error| self.describe(&error))
+        })
     }
 
     fn describe(&self, error: &Error) -> ChatError {
@@ -148,7 +159,11 @@ impl Template {
             cause = this.source();
         }
         let line = error.line().unwrap_or(0);
-        let source_line = self.source.lines().nth(line.saturating_sub(1)).unwrap_or_default().trim().to_owned();
+        let source_line = self.source.lines().nth(line.saturating_sub(1)).unwrap_or_default().trim();
+        let source_line = match source_line.char_indices().nth(120) {
+            Some((end, _)) => format!("{}...", &source_line[..end]), // some templates are one long line
+            None => source_line.to_owned(),
+        };
         let code = error.range().and_then(|range| self.source.get(range)).filter(|code| !code.contains('\n'));
         let what = match error.detail() {
             Some(detail) => detail.to_owned(),
@@ -169,15 +184,15 @@ impl Template {
     }
 }
 
-/// Python's meaning: everything that a loop takes, so not none.
-fn is_iterable(value: &Value) -> bool {
-    let kind = value.kind();
-    matches!(kind, ValueKind::String | ValueKind::Seq | ValueKind::Map | ValueKind::Iterable | ValueKind::Undefined)
-}
-
-/// Python's meaning: everything that has a length and items.
-fn is_sequence(value: &Value) -> bool {
-    matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map)
+/// Runs `work` on a thread of its own with a deep stack, or here if none can be had.
+fn with_deep_stack<T: Send>(work: impl Fn() -> T + Sync) -> T {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, &work);
+        match thread {
+            Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Err(_) => work(),
+        }
+    })
 }
 
 fn strftime_error(error: jiff::Error) -> Error {

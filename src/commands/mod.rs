@@ -1,1 +1,75 @@
-//! commands
+//! The commands, one file each: arguments in, calls to the layers above, text out.
+//!
+//! Only here (and in `main.rs`) is anything printed. Results go to stdout; progress, statistics and errors to stderr,
+//! progress only where stderr is a terminal. A command returns its exit code, so that an interrupted one can say 130.
+
+mod bandwidth;
+mod bench;
+mod completions;
+mod input;
+mod inspect;
+mod interrupt;
+mod load;
+mod logits;
+mod man;
+mod memory;
+mod npy;
+mod numbers;
+mod perplexity;
+mod run;
+mod sampling;
+mod steps;
+mod tokenize;
+mod trace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// A quantised GGUF runtime for workstations.
+#[derive(Debug, Parser)]
+#[command(name = "rynd", version, about, max_term_width = 100)]
+#[command(after_help = "\
+Environment:
+  RYND_SIMD   caps the instruction set: scalar, avx2, avx512 or neon
+
+Run 'rynd COMMAND --help' for a command's options and examples.")]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(run::Arguments),
+    Inspect(inspect::Arguments),
+    Bench(bench::Arguments),
+    Perplexity(perplexity::Arguments),
+    Logits(logits::Arguments),
+    Tokenize(tokenize::Arguments),
+    Completions(completions::Arguments),
+    Man(man::Arguments),
+}
+
+/// Runs the command.
+pub fn run(cli: Cli) -> Result<ExitCode> {
+    rynd_quant::Kernels::from_env()?;
+    match cli.command {
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
+        Command::Perplexity(arguments) => perplexity::run(&arguments),
+        Command::Logits(arguments) => logits::run(&arguments),
+        Command::Tokenize(arguments) => tokenize::run(&arguments),
+        Command::Completions(arguments) => completions::run(&arguments),
+        Command::Man(arguments) => man::run(&arguments),
+    }
+}
+
+/// Whether the error is only that nobody reads our output any more (`rynd run ... | head -1`).
+pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe))
+}

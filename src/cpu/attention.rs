@@ -179,7 +179,7 @@ impl Cpu {
             let id = task.run.env.pages[tokens[0].seq as usize][page];
             // SAFETY: phase contract; the cache was written in an earlier step.
             unsafe { task.kv.scores(&self.page_kernels, id, head, &buffers.q, &mut buffers.wide, &mut buffers.s) };
-            let mut seen = PAGE..0;
+            let (mut first, mut last) = (PAGE, 0); // of the tokens that any row sees
             for row in 0..rows {
                 let pos = tokens[row / group].pos;
                 let lo = lowest(pos).saturating_sub(page * PAGE).min(PAGE);
@@ -199,12 +199,12 @@ impl Cpu {
                 s[..lo].fill(0.0);
                 s[hi..].fill(0.0);
                 sums[row] += (self.page_kernels.exp_sub_sum)(&mut s[lo..hi], max);
-                seen = seen.start.min(lo)..seen.end.max(hi);
+                (first, last) = (first.min(lo), last.max(hi));
             }
-            if seen.start < seen.end {
+            if first < last {
                 // SAFETY: as for the scores.
                 unsafe {
-                    task.kv.mix(&self.page_kernels, id, head, &buffers.s, seen, &mut buffers.wide, &mut acc);
+                    task.kv.mix(&self.page_kernels, id, head, &buffers.s, first..last, &mut buffers.wide, &mut acc);
                 }
             }
         }

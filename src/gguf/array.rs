@@ -99,6 +99,11 @@ impl Array {
         out.extend_from_slice(&self.items);
     }
 
+    /// The encoded items, if they are of this type.
+    pub(super) fn payload(&self, item: ValueType) -> Option<&[u8]> {
+        (self.item == item).then_some(&*self.items)
+    }
+
     /// The type of the items.
     pub fn item(&self) -> ValueType {
         self.item

@@ -9,8 +9,8 @@ use std::path::PathBuf;
 /// Why a GGUF file could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum GgufError {
-    #[error("{}: cannot {action}: {cause}", .file.display())]
-    Io { file: PathBuf, action: &'static str, cause: io::Error },
+    #[error("{}: cannot {action}: {cause}; check {check}", .file.display())]
+    Io { file: PathBuf, action: &'static str, cause: io::Error, check: &'static str },
 
     #[error("{}: this is not a GGUF file: {problem}", .file.display())]
     NotGguf { file: PathBuf, problem: String },

@@ -172,6 +172,10 @@ impl Cursor<'_> {
         let Ok(name) = std::str::from_utf8(bytes) else {
             return Err(self.fault(at, format!("the name of {what} is not UTF-8")));
         };
+        // Names are printed, and no terminal should obey a file.
+        if name.contains(char::is_control) {
+            return Err(self.fault(at, format!("the name of {what} has control characters: {name:?}")));
+        }
         self.at = end;
         Ok(name.to_owned())
     }

@@ -33,7 +33,9 @@ pub(super) enum Image {
 
 impl Image {
     pub(super) fn map(path: &Path) -> Result<Image, GgufError> {
-        let io = |action| move |cause| GgufError::Io { file: path.to_owned(), action, cause };
+        let io = |action| {
+            move |cause| GgufError::Io { file: path.to_owned(), action, cause, check: "the path and its permissions" }
+        };
         // Asked before opening: opening a FIFO would wait for its writer.
         let kind = std::fs::metadata(path).map_err(io("open the file"))?.file_type();
         if !kind.is_file() {

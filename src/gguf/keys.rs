@@ -4,7 +4,7 @@
 //! width is taken if the number fits, and either float width: converters disagree about both.
 
 use super::array::{Array, ByteStrings};
-use super::value::Value;
+use super::value::{Value, ValueType};
 use super::{Gguf, GgufError};
 
 macro_rules! getters {
@@ -44,11 +44,13 @@ getters! {
     strs, opt_strs -> Vec<&str>, "an array of strings in UTF-8", strs;
     /// An array of numbers from 0 to 2^32 - 1.
     u32s, opt_u32s -> Vec<u32>, "an array of integers from 0 to 4294967295",
-        |v| collect(v, |v| u32::try_from(v.as_u64()?).ok());
+        |v| same(v, ValueType::U32, u32::from_le_bytes).or_else(|| collect(v, |v| u32::try_from(v.as_u64()?).ok()));
     /// An array of signed 32-bit numbers.
-    i32s, opt_i32s -> Vec<i32>, "an array of 32-bit integers", |v| collect(v, |v| i32::try_from(v.as_i64()?).ok());
+    i32s, opt_i32s -> Vec<i32>, "an array of 32-bit integers",
+        |v| same(v, ValueType::I32, i32::from_le_bytes).or_else(|| collect(v, |v| i32::try_from(v.as_i64()?).ok()));
     /// An array of floats.
-    f32s, opt_f32s -> Vec<f32>, "an array of floats", |v| collect(v, |v| Some(v.as_f64()? as f32));
+    f32s, opt_f32s -> Vec<f32>, "an array of floats",
+        |v| same(v, ValueType::F32, f32::from_le_bytes).or_else(|| collect(v, |v| Some(v.as_f64()? as f32)));
     /// An array of bools.
     bools, opt_bools -> Vec<bool>, "an array of bools", |v| collect(v, |v| v.as_bool());
 }
@@ -77,10 +79,20 @@ impl Gguf {
     }
 }
 
+/// All items of an array that holds exactly this type: the usual case, and a vocabulary has 150,000 of them.
+fn same<T, const N: usize>(value: &Value, item: ValueType, from: fn([u8; N]) -> T) -> Option<Vec<T>> {
+    let bytes = value.as_array()?.payload(item)?;
+    Some(bytes.as_chunks().0.iter().map(|bytes| from(*bytes)).collect())
+}
+
 /// All items, or none when one does not convert or the file has shrunk.
 fn collect<T>(value: &Value, cast: impl Fn(Value) -> Option<T>) -> Option<Vec<T>> {
     let array = value.as_array()?;
-    let items: Vec<T> = array.iter().map(cast).collect::<Option<_>>()?;
+    // Walked items lie in the file, so the length is bounded by it.
+    let mut items = Vec::with_capacity(array.len());
+    for value in array {
+        items.push(cast(value)?);
+    }
     (items.len() == array.len()).then_some(items)
 }
 

@@ -49,6 +49,7 @@ impl Writer {
             file: partial.clone(),
             action: "create the temporary file",
             cause,
+            check: "that the folder exists and is writable",
         })?;
         Ok(Writer {
             path: path.to_owned(),
@@ -190,7 +191,7 @@ impl Writer {
     }
 
     fn io(&self, cause: io::Error) -> GgufError {
-        GgufError::Io { file: self.path.clone(), action: "write the file", cause }
+        GgufError::Io { file: self.path.clone(), action: "write the file", cause, check: "the free space of the disk" }
     }
 
     fn problem(&self, problem: String) -> GgufError {

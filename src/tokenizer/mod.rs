@@ -11,6 +11,7 @@
 
 mod bpe;
 mod decoder;
+mod file;
 mod pieces;
 mod special;
 mod split;
@@ -174,13 +175,17 @@ impl Tokenizer {
     /// All the text of `ids`; what is no UTF-8 becomes U+FFFD. The space that `encode` puts in front of
     /// a SentencePiece text is taken off again.
     pub fn decode(&self, ids: &[u32], show_special: bool) -> String {
+        String::from_utf8_lossy(&self.decode_bytes(ids, show_special)).into_owned()
+    }
+
+    /// As `decode`, byte for byte.
+    pub fn decode_bytes(&self, ids: &[u32], show_special: bool) -> Vec<u8> {
         let shown = ids.iter().filter(|&&id| show_special || !self.is_special(id));
-        let bytes: Vec<u8> = shown.flat_map(|&id| self.token_bytes(id)).copied().collect();
-        let stripped = match &self.family {
-            Family::Spm { add_space_prefix: true, .. } => bytes.strip_prefix(b" "),
-            _ => None,
-        };
-        String::from_utf8_lossy(stripped.unwrap_or(&bytes)).into_owned()
+        let mut bytes: Vec<u8> = shown.flat_map(|&id| self.token_bytes(id)).copied().collect();
+        if matches!(&self.family, Family::Spm { add_space_prefix: true, .. }) && bytes.first() == Some(&b' ') {
+            bytes.remove(0);
+        }
+        bytes
     }
 
     /// What a token stands for, special ones by their name; empty for padding and ids out of range.

@@ -98,6 +98,27 @@ pub struct Scales<const G: usize> {
     pub scales: [i32; G],
 }
 
+/// The lane of the best of 16 given scales, and the sums under each.
+#[inline(always)]
+fn best_of<L: Levels, const N: usize>(group: Group<N>, scales: &Lanes) -> (usize, Lanes, Lanes) {
+    let mut inverse = [0.0; LANES];
+    for lane in 0..LANES {
+        inverse[lane] = if scales[lane] != 0.0 { 1.0 / scales[lane] } else { 0.0 };
+    }
+    let (slx, sll) = sums::<L, N>(group, &inverse);
+    let mut scores = [0.0; LANES];
+    for lane in 0..LANES {
+        scores[lane] = scales[lane] * (2.0 * slx[lane] - scales[lane] * sll[lane]);
+    }
+    (best_lane(&scores), slx, sll)
+}
+
+/// The lane of the best of 16 given scales.
+#[inline(always)]
+pub fn best_factor<L: Levels, const N: usize>(group: Group<N>, scales: &Lanes) -> usize {
+    best_of::<L, N>(group, scales).0
+}
+
 /// A group under the best of 16 integer scales around `guess`.
 struct Choice {
     scale: i32,
@@ -108,17 +129,11 @@ struct Choice {
 #[inline(always)]
 fn best_integer<L: Levels, const N: usize>(group: Group<N>, d: f32, guess: f32, lo: i32, hi: i32) -> Choice {
     let first = (integer(guess) - LANES as i32 / 2).clamp(lo, hi - (LANES as i32 - 1));
-    let (mut scale, mut inverse) = ([0.0; LANES], [0.0; LANES]);
+    let mut scales = [0.0; LANES];
     for lane in 0..LANES {
-        scale[lane] = d * (first + lane as i32) as f32;
-        inverse[lane] = if scale[lane] != 0.0 { 1.0 / scale[lane] } else { 0.0 };
+        scales[lane] = d * (first + lane as i32) as f32;
     }
-    let (slx, sll) = sums::<L, N>(group, &inverse);
-    let mut scores = [0.0; LANES];
-    for lane in 0..LANES {
-        scores[lane] = scale[lane] * (2.0 * slx[lane] - scale[lane] * sll[lane]);
-    }
-    let best = best_lane(&scores);
+    let (best, slx, sll) = best_of::<L, N>(group, &scales);
     Choice { scale: first + best as i32, slx: slx[best], sll: sll[best] }
 }
 

@@ -2,12 +2,13 @@
 
 mod blocks32;
 mod k_quants;
+mod rows4;
 mod tile;
 mod transpose;
 pub(crate) mod vector;
 
 use crate::format::Format;
-use crate::kernels::Linear;
+use crate::kernels::{Linear, Matvec};
 
 /// The int8 products of a format.
 pub(crate) fn linear(format: Format) -> Option<Linear> {
@@ -28,5 +29,12 @@ pub(crate) fn linear(format: Format) -> Option<Linear> {
         Format::TQ2_0 => tile::linear::<k_quants::Tq2>,
         _ => return None,
     };
-    Some(linear(format))
+    let matvec: Option<Matvec> = match format {
+        Format::Q4_K => Some(rows4::matvec::<rows4::Q4K>),
+        Format::Q5_K => Some(rows4::matvec::<rows4::Q5K>),
+        Format::Q6_K => Some(rows4::matvec::<rows4::Q6K>),
+        _ => None,
+    };
+    let linear = linear(format);
+    Some(Linear { matvec: matvec.unwrap_or(linear.matvec), ..linear })
 }

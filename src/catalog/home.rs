@@ -1,0 +1,39 @@
+//! Where rynd keeps things: fetched models in the platform's cache directory, the user's catalog in its configuration
+//! directory. RYND_HOME moves both, to `$RYND_HOME/cache` and `$RYND_HOME/config`.
+//!
+//! Models live in `models/NAME/`, those of the hub in `models/hf/OWNER/REPO/`. Nothing is created before it is needed.
+
+use std::path::{Path, PathBuf};
+
+use super::error::{Error, Result};
+
+#[derive(Clone, Debug)]
+pub struct Home {
+    pub cache: PathBuf,
+    pub config: PathBuf,
+}
+
+impl Home {
+    pub fn from_env() -> Result<Home> {
+        match std::env::var_os("RYND_HOME") {
+            Some(root) if !root.is_empty() => Ok(Home::at(Path::new(&root))),
+            _ => Ok(Home {
+                cache: dirs::cache_dir().ok_or(Error::NoHome { what: "cache" })?.join("rynd"),
+                config: dirs::config_dir().ok_or(Error::NoHome { what: "configuration" })?.join("rynd"),
+            }),
+        }
+    }
+
+    pub fn at(root: &Path) -> Home {
+        Home { cache: root.join("cache"), config: root.join("config") }
+    }
+
+    /// The user's own catalog; it need not exist.
+    pub fn user_catalog(&self) -> PathBuf {
+        self.config.join("models.toml")
+    }
+
+    pub(super) fn models(&self) -> PathBuf {
+        self.cache.join("models")
+    }
+}

@@ -1,0 +1,142 @@
+//! The model argument and the flags that every command shares: how the model is loaded and computed.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::builder::RangedU64ValueParser;
+use serde_json::{Map, Value as Json};
+
+use crate::backend::KvFormat;
+use crate::chat::Template;
+use crate::engine::{Engine, EngineConfig};
+use crate::gguf::Gguf;
+use crate::models::RopeOverride;
+use crate::tokenizer::{Tokenizer, Vocab};
+
+/// Which model.
+#[derive(Debug, clap::Args)]
+pub struct ModelArg {
+    /// A GGUF file; of a split model any part
+    #[arg(value_name = "MODEL")]
+    model: PathBuf,
+}
+
+impl ModelArg {
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.model
+    }
+
+    /// Opens the file without preparing to run it.
+    pub fn open(&self) -> Result<Gguf> {
+        Ok(Gguf::open(self.path())?)
+    }
+
+    /// Opens the file and prepares to run it.
+    pub fn load(&self, config: &EngineConfig) -> Result<Engine> {
+        let engine = Engine::load(self.path(), config)?;
+        let trained = engine.plan().context;
+        if engine.context() > trained {
+            let _ = writeln!(
+                std::io::stderr(),
+                "rynd: warning: the model was made for {trained} tokens; beyond them its answers get worse \
+                 (--rope-scaling yarn stretches it)"
+            );
+        }
+        Ok(engine)
+    }
+}
+
+/// The tokenizer of an open model.
+pub fn tokenizer(gguf: &Gguf) -> Result<Tokenizer> {
+    Tokenizer::new(Vocab::from_gguf(gguf)?).with_context(|| gguf.path().display().to_string())
+}
+
+/// The file's chat template, if it has one.
+pub fn chat_template(gguf: &Gguf) -> Result<Option<Template>> {
+    let Some(source) = gguf.opt_str("tokenizer.chat_template")? else { return Ok(None) };
+    Ok(Some(Template::new(source, &gguf.path().display().to_string())?))
+}
+
+/// What templates expect to know of the vocabulary.
+pub fn template_variables(tokenizer: &Tokenizer) -> Map<String, Json> {
+    let text = |id| String::from_utf8_lossy(tokenizer.token_bytes(id)).into_owned();
+    let tokens = [("bos_token", tokenizer.bos()), ("eos_token", tokenizer.eos())];
+    tokens.into_iter().filter_map(|(name, id)| Some((name.to_owned(), Json::from(text(id?))))).collect()
+}
+
+/// A number that must be at least 1.
+pub fn at_least_one() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..)
+}
+
+/// How to run a model.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Engine options")]
+pub struct EngineFlags {
+    /// Worker threads [default: the physical cores]
+    #[arg(short, long, value_name = "N", value_parser = at_least_one())]
+    pub threads: Option<usize>,
+    /// Tokens of context [default: the model's, at most 32768]
+    #[arg(short, long, value_name = "TOKENS", value_parser = at_least_one())]
+    pub ctx: Option<usize>,
+    #[command(flatten)]
+    pub compute: ComputeFlags,
+}
+
+impl EngineFlags {
+    /// As the engine wants it.
+    pub fn config(&self) -> EngineConfig {
+        EngineConfig { threads: self.threads, context: self.ctx, ..self.compute.config() }
+    }
+}
+
+/// What is computed: the part of the engine's flags that changes numbers or memory.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Engine options")]
+pub struct ComputeFlags {
+    /// Prompt tokens computed together
+    #[arg(short, long, value_name = "TOKENS", default_value = "512", value_parser = at_least_one())]
+    pub batch: usize,
+    /// Format of cached keys and values: f32, f16 or q8_0
+    #[arg(long, value_name = "FORMAT", default_value = "f16")]
+    pub kv: KvFormat,
+    /// Widen weights to f32 and keep activations and cache in f32: slow, the reference
+    #[arg(long)]
+    pub exact: bool,
+    /// Rope scaling instead of the file's
+    #[arg(long, value_name = "KIND", value_parser = ["none", "linear", "yarn"])]
+    pub rope_scaling: Option<String>,
+    /// How many times longer the context gets by --rope-scaling
+    #[arg(long, value_name = "FACTOR", alias = "rope-factor")]
+    pub yarn_factor: Option<f32>,
+    /// Tokens of context the model was trained with
+    #[arg(long, value_name = "TOKENS")]
+    pub yarn_orig_ctx: Option<u32>,
+    /// Base of the rotary frequencies instead of the file's
+    #[arg(long, value_name = "BASE")]
+    pub rope_base: Option<f32>,
+}
+
+impl ComputeFlags {
+    /// As the engine wants it, threads and context left open.
+    pub fn config(&self) -> EngineConfig {
+        EngineConfig { batch: self.batch, kv: self.kv, exact: self.exact, rope: self.rope(), ..EngineConfig::default() }
+    }
+
+    /// The rope flags.
+    pub fn rope(&self) -> RopeOverride {
+        RopeOverride {
+            scaling: self.rope_scaling.clone(),
+            factor: self.yarn_factor,
+            original_context: self.yarn_orig_ctx,
+            freq_base: self.rope_base,
+        }
+    }
+
+    /// The format that the cache really has.
+    pub fn kv_format(&self) -> KvFormat {
+        if self.exact { KvFormat::F32 } else { self.kv }
+    }
+}

@@ -1,0 +1,110 @@
+//! Fill-in-the-middle completion: a cursor in a text, the text that belongs there.
+//!
+//! A `Completer` keeps one session between requests, so that a keystroke costs the tokens it changed and what stands
+//! behind the cursor. It knows files as text only; editors' protocols and printing are the commands' business.
+
+mod ends;
+mod prompt;
+mod repository;
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+pub use ends::Ends;
+pub use repository::{ContextFile, relevant};
+
+use crate::engine::{Engine, Session};
+use crate::generate::{Event, Finish, GenerateError, Limits, generate};
+use crate::sampler::{Sampler, SamplerConfig, SamplerError};
+use crate::tokenizer::Tokenizer;
+
+/// Why there is no completion.
+#[derive(Debug, thiserror::Error)]
+pub enum CompleteError {
+    #[error(
+        "this model has no fill-in-the-middle tokens; use one that was trained for completion, such as \
+         qwen2.5-coder-1.5b"
+    )]
+    NoFim,
+    #[error(transparent)]
+    Generate(#[from] GenerateError),
+    #[error(transparent)]
+    Sampler(#[from] SamplerError),
+}
+
+/// What to complete.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    pub prefix: String,
+    pub suffix: String,
+    /// The open file, as the prompt shall name it.
+    pub path: Option<String>,
+    /// The repository's name, used with `path` or `files`.
+    pub repository: String,
+    pub files: Vec<ContextFile>,
+}
+
+/// How to complete.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub max_tokens: usize,
+    /// Ends the work when it is over, with what there is.
+    pub time: Option<Duration>,
+    /// Prompt tokens, at most.
+    pub prompt_tokens: usize,
+    pub sampling: SamplerConfig,
+}
+
+/// One completion.
+#[derive(Clone, Debug)]
+pub struct Completion {
+    pub text: String,
+    pub finish: Finish,
+    pub prompt_tokens: usize,
+    pub cached_tokens: usize,
+    pub generated_tokens: usize,
+    pub elapsed: Duration,
+}
+
+/// Completes in one model, keeping what is computed for the next request.
+#[derive(Default)]
+pub struct Completer {
+    session: Session,
+}
+
+impl Completer {
+    /// Completes a request; `cancelled` is asked at every token and prefill run.
+    pub fn complete(
+        &mut self,
+        engine: &mut Engine,
+        tokenizer: &Tokenizer,
+        request: &Request,
+        options: &Options,
+        mut cancelled: impl FnMut() -> bool,
+    ) -> Result<Completion, CompleteError> {
+        let start = Instant::now();
+        let room = engine.context().saturating_sub(options.max_tokens + 1);
+        let ids = prompt::build(tokenizer, request, options.prompt_tokens.min(room))?;
+        let ends = Ends::new(&request.prefix, &request.suffix);
+        let mut sampler = Sampler::new(options.sampling.clone())?;
+        let limits = Limits { tokens: Some(options.max_tokens), ..Limits::default() };
+        let mut text = String::new();
+        let mut ended = false;
+        let summary = generate(engine, &mut self.session, tokenizer, &mut sampler, &ids, &limits, |event| {
+            if let Event::Text(new) = event {
+                text.push_str(new);
+                ended = ends.find(&text).is_some();
+            }
+            let late = options.time.is_some_and(|time| start.elapsed() > time);
+            if ended || late || cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        Ok(Completion {
+            text: ends.finish(&text),
+            finish: if ended { Finish::Stop } else { summary.finish },
+            prompt_tokens: summary.prompt_tokens,
+            cached_tokens: summary.cached_tokens,
+            generated_tokens: summary.generated_tokens,
+            elapsed: start.elapsed(),
+        })
+    }
+}
