@@ -16,6 +16,7 @@ mod memory;
 mod npy;
 mod numbers;
 mod perplexity;
+mod quantize;
 mod run;
 mod sampling;
 mod steps;
@@ -46,6 +47,7 @@ enum Command {
     Inspect(inspect::Arguments),
     Bench(bench::Arguments),
     Perplexity(perplexity::Arguments),
+    Quantize(quantize::Arguments),
     Logits(logits::Arguments),
     Tokenize(tokenize::Arguments),
     Completions(completions::Arguments),
@@ -60,6 +62,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Perplexity(arguments) => perplexity::run(&arguments),
+        Command::Quantize(arguments) => quantize::run(&arguments),
         Command::Logits(arguments) => logits::run(&arguments),
         Command::Tokenize(arguments) => tokenize::run(&arguments),
         Command::Completions(arguments) => completions::run(&arguments),

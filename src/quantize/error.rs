@@ -17,11 +17,8 @@ pub enum QuantizeError {
     #[error("unknown type '{name}'; rynd quantizes to {}", FileType::names())]
     UnknownType { name: String },
 
-    #[error("unknown tensor type '{name}' in '{argument}'; rynd writes {}", writable())]
-    UnknownFormat { name: String, argument: String },
-
-    #[error("'{argument}' should read REGEX=TYPE, such as 'ffn_down=q6_k': {problem}")]
-    BadOverride { argument: String, problem: String },
+    #[error("unknown format '{name}'; rynd writes {}", writable())]
+    UnknownFormat { name: String },
 
     #[error("{}: the output would replace the input; choose another name", .path.display())]
     SameFile { path: PathBuf },

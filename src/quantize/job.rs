@@ -85,8 +85,7 @@ impl Job {
 
     /// The first reason why the job can not run, if there is one. A dry run may tell it and show the sizes all the same.
     pub fn refusal(&self) -> Option<QuantizeError> {
-        let tensors = self.source.tensors.iter().zip(&self.targets).zip(&self.needs_importance);
-        for ((tensor, target), &needs_importance) in tensors {
+        for ((tensor, target), &needs_importance) in self.tensors().zip(&self.needs_importance) {
             let (name, format) = (tensor.name.clone(), target.format);
             if tensor.format == format {
                 continue;
@@ -102,6 +101,11 @@ impl Job {
             }
         }
         None
+    }
+
+    /// Tensors and what becomes of them, in the order of the output.
+    pub fn tensors(&self) -> impl Iterator<Item = (&SourceTensor, &Target)> {
+        self.source.tensors.iter().zip(&self.targets)
     }
 
     /// Bytes of the output's tensors.
@@ -185,7 +189,11 @@ fn metadata(source: &Source, options: &Options) -> Vec<(String, Value)> {
 }
 
 fn clipped(text: &str) -> &str {
-    &text[..text.floor_char_boundary(PROVENANCE_BYTES)]
+    let mut end = text.len().min(PROVENANCE_BYTES);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
 }
 
 /// Cuts before each tensor that would make a shard too large.
@@ -201,11 +209,4 @@ fn shards(targets: &[Target], limit: Option<u64>) -> Vec<usize> {
     }
     shards.push(targets.len());
     shards
-}
-
-impl Job {
-    /// (tensor, target) in the order of the output.
-    pub fn tensors(&self) -> impl Iterator<Item = (&SourceTensor, &Target)> {
-        self.source.tensors.iter().zip(&self.targets)
-    }
 }
