@@ -9,7 +9,7 @@ use std::hint::black_box;
 use std::sync::Barrier;
 use std::time::Instant;
 
-use rynd_quant::{ActKind, ActView, Acts, Format, Kernels, Level, OutView, Scratch, Tokens};
+use rynd_quant::{ActKind, ActView, Acts, Format, Kernels, Level, OutView, Tokens};
 
 const K: usize = 1536;
 /// Bytes of weights that are read for one figure in GB/s.
@@ -192,7 +192,7 @@ fn matmul(kernels: &Kernels, format: Format, weights: &[u8], k: usize, tokens: u
     let row_bytes = format.row_bytes(k).unwrap_or_default();
     let (x, mut acts) = (activations(k * tokens), Acts::default());
     let acts = view(linear.act(), k, &x, &mut acts);
-    let (mut out, mut scratch) = (vec![0f32; 64 * tokens], Scratch::new());
+    let mut out = vec![0f32; 64 * tokens];
     // 64 rows a call, as the executor does; pieces of some 100 microseconds, their weights from memory.
     let calls = (20_000_000 / (64 * tokens * k)).max(1);
     let bytes = 64 * row_bytes;
@@ -203,7 +203,7 @@ fn matmul(kernels: &Kernels, format: Format, weights: &[u8], k: usize, tokens: u
             at = if at + 2 * bytes > weights.len() { 0 } else { at + bytes };
             let into = OutView::new(&mut out, 64);
             // SAFETY: `out` is alive and ours.
-            unsafe { linear.matmul(&weights[at..][..bytes], k, 64, &acts, Tokens::all(&acts), into, &mut scratch) };
+            unsafe { linear.matmul(&weights[at..][..bytes], k, 64, &acts, Tokens::all(&acts), into) };
         }
         start.elapsed().as_secs_f64()
     };

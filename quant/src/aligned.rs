@@ -12,9 +12,7 @@ const LINE_BYTES: usize = 64;
 pub(crate) trait Plain: Copy + 'static {}
 impl Plain for f32 {}
 impl Plain for i8 {}
-impl Plain for u8 {}
 impl Plain for i16 {}
-impl Plain for i32 {}
 
 pub(crate) struct Aligned<T: Plain> {
     start: NonNull<T>,
@@ -30,12 +28,6 @@ unsafe impl<T: Plain> Sync for Aligned<T> {}
 impl<T: Plain> Aligned<T> {
     pub fn new() -> Aligned<T> {
         Aligned { start: NonNull::dangling(), len: 0 }
-    }
-
-    pub fn zeroed(len: usize) -> Aligned<T> {
-        let mut buffer = Aligned::new();
-        buffer.grow(len);
-        buffer
     }
 
     /// Makes room for `len` values. What was in the buffer is lost when it has to grow.
@@ -63,11 +55,6 @@ impl<T: Plain> Aligned<T> {
     pub fn as_slice(&self) -> &[T] {
         // SAFETY: `len` initialised (zeroed) values start there; `&self` excludes writers that keep their contract.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
-    }
-
-    pub fn as_mut_slice(&mut self) -> &mut [T] {
-        // SAFETY: as above, and `&mut self` is exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
 
     fn layout(len: usize) -> Layout {

@@ -142,13 +142,14 @@ fn rows_avx2<E: Encode>(src: &[f32], k: usize, dst: &mut [u8], importance: Optio
 fn rows_loop<E: Encode>(src: &[f32], k: usize, dst: &mut [u8], importance: Option<&[f32]>) {
     let (mut w, mut wx) = ([0.0_f32; MAX_LEN], [0.0_f32; MAX_LEN]);
     let (w, wx) = (&mut w[..E::LEN], &mut wx[..E::LEN]);
+    let floor = importance.map_or(0.0, floor);
     for (row, dst) in src.chunks_exact(k).zip(dst.chunks_exact_mut(k / E::LEN * E::BYTES)) {
         let row_mean_square = if importance.is_some() { mean_square(row) } else { 0.0 };
         let blocks = row.chunks_exact(E::LEN).zip(dst.chunks_exact_mut(E::BYTES));
         for (i, (x, dst)) in blocks.enumerate() {
             if E::WEIGHTING != Weighting::Unused {
                 match importance {
-                    Some(importance) => important(x, &importance[i * E::LEN..][..E::LEN], row_mean_square, w),
+                    Some(importance) => important(x, &importance[i * E::LEN..][..E::LEN], floor, row_mean_square, w),
                     None => unimportant(x, E::WEIGHTING, w),
                 }
                 for j in 0..E::LEN {
@@ -180,13 +181,16 @@ pub(crate) fn mean_square(x: &[f32]) -> f32 {
 /// Weights must be positive: a group of zeros, or one that no activation reached, still has to choose.
 const FLOOR: f32 = 1e-30;
 
+/// What every column counts at least: columns that the text never activated count a little, for other texts will.
+fn floor(importance: &[f32]) -> f32 {
+    let mean = importance.iter().map(|&q| f64::from(q)).sum::<f64>() / importance.len() as f64;
+    if mean > 0.0 { (1e-6 * mean) as f32 } else { 1.0 }
+}
+
 #[inline(always)]
-fn important(x: &[f32], importance: &[f32], mean_square: f32, w: &mut [f32]) {
-    // Columns that the text never activated count a little, not nothing: others texts will.
-    let mean = importance.iter().sum::<f32>() / importance.len() as f32;
-    let least = if mean > 0.0 { 1e-6 * mean } else { 1.0 };
+fn important(x: &[f32], importance: &[f32], floor: f32, mean_square: f32, w: &mut [f32]) {
     for j in 0..x.len() {
-        w[j] = (importance[j] + least) * (mean_square + x[j] * x[j]).sqrt() + FLOOR;
+        w[j] = (importance[j] + floor) * (mean_square + x[j] * x[j]).sqrt() + FLOOR;
     }
 }
 
@@ -207,5 +211,49 @@ fn unimportant(x: &[f32], weighting: Weighting, w: &mut [f32]) {
                 w[j] = part + x[j] * x[j];
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn agree<E: Encode>() {
+        let k = 2 * MAX_LEN;
+        let mut state = 1_u32;
+        let mut noise = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / 8_388_608.0 - 1.0
+        };
+        let x: Vec<f32> = (0..4 * k).map(|_| noise() * noise() * noise()).collect();
+        let importance: Vec<f32> = (0..k).map(|_| noise().abs()).collect();
+        for importance in [None, Some(&importance[..])] {
+            let bytes = x.len() / E::LEN * E::BYTES;
+            let mut portable = vec![0; bytes];
+            rows_loop::<E>(&x, k, &mut portable, importance);
+            #[cfg(target_arch = "x86_64")]
+            {
+                let mut wide = vec![0; bytes];
+                if std::is_x86_feature_detected!("avx2") {
+                    // SAFETY: the feature was just detected.
+                    unsafe { rows_avx2::<E>(&x, k, &mut wide, importance) };
+                    assert!(wide == portable, "AVX2");
+                }
+                rows::<E>(&x, k, &mut wide, importance);
+                assert!(wide == portable, "the best level");
+            }
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_same_bytes() {
+        agree::<crate::q8_0::Q8_0>();
+        agree::<crate::q4_0::Q4_1>();
+        agree::<crate::q3_k::Q3_K>();
+        agree::<crate::q4_k::Q4_K>();
+        agree::<crate::iq4::IQ4_XS>();
+        agree::<crate::iq2::IQ2_XS>();
+        agree::<crate::iq3::IQ3_S>();
+        agree::<crate::fp4::MXFP4>();
     }
 }

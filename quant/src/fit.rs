@@ -131,6 +131,9 @@ pub fn sum(lanes: &Lanes) -> f32 {
     (four[0] + four[2]) + (four[1] + four[3])
 }
 
+/// What rounding may cut from the largest scale of a super-block: half a step at 7 bits.
+const CUT: f32 = 1.0 / 256.0;
+
 /// A scale as its f16 bits and as the f32 that a decoder will see.
 #[derive(Clone, Copy)]
 pub struct Half {
@@ -151,6 +154,26 @@ impl Half {
         let bits = f32_to_f16(clamp(magnitude, 5.960_464_5e-8, 65504.0));
         let sign = if scale < 0.0 { 0x8000 } else { 0 };
         Half { bits: bits | sign, value: crate::block::f16_to_f32(bits | sign) }
+    }
+}
+
+impl Half {
+    /// As `new`, but away from zero where rounding would cut the scale by more than `part`, and so the largest weight.
+    /// Only subnormal scales are coarse enough for that.
+    #[inline(always)]
+    pub fn not_below(scale: f32, part: f32) -> Half {
+        let half = Half::new(scale);
+        if half.value.abs() >= scale.abs() * (1.0 - part) {
+            return half;
+        }
+        Half { bits: half.bits + 1, value: crate::block::f16_to_f32(half.bits + 1) }
+    }
+
+    /// The f16 of a unit that was fitted to the levels chosen under `self`; `self` where f16 is too coarse to follow.
+    #[inline(always)]
+    pub fn refitted(self, unit: f32) -> Half {
+        let subnormal = self.bits & 0x7c00 == 0;
+        if subnormal || unit.is_nan() || unit == 0.0 { self } else { Half::new(unit) }
     }
 }
 

@@ -69,9 +69,9 @@ impl Block for IQ2_S {
     }
 }
 
-static POINTS_XXS: Points<8, 16> = Points::new(&codes::IQ2_XXS, 2, &IQ2_VALUES);
-static POINTS_XS: Points<8, 32> = Points::new(&codes::IQ2_XS, 2, &IQ2_VALUES);
-static POINTS_S: Points<8, 64> = Points::new(&codes::IQ2_S, 2, &IQ2_VALUES);
+static POINTS_XXS: Points<8, 256> = Points::new(&codes::IQ2_XXS, 2, &IQ2_VALUES);
+static POINTS_XS: Points<8, 512> = Points::new(&codes::IQ2_XS, 2, &IQ2_VALUES);
+static POINTS_S: Points<8, 1024> = Points::new(&codes::IQ2_S, 2, &IQ2_VALUES);
 
 /// The magnitudes as levels.
 struct Magnitudes<const EVEN_SIGNS: bool>;
@@ -103,7 +103,7 @@ impl Encode for IQ2_XXS {
 
     #[inline(always)]
     fn encode(block: &Weighted, dst: &mut [u8]) {
-        let fit = fit_points::<Magnitudes<true>, 8, 16, 32>(block, &POINTS_XXS);
+        let fit = fit_points::<Magnitudes<true>, 8, 256, 32>(block, &POINTS_XXS);
         dst[..2].copy_from_slice(&fit.d.bits.to_le_bytes());
         for (group, dst) in dst[2..].chunks_exact_mut(8).enumerate() {
             let mut word = u32::from(fit.scales[group]) << 28;
@@ -121,7 +121,7 @@ impl Encode for IQ2_XS {
 
     #[inline(always)]
     fn encode(block: &Weighted, dst: &mut [u8]) {
-        let fit = fit_points::<Magnitudes<true>, 8, 32, 16>(block, &POINTS_XS);
+        let fit = fit_points::<Magnitudes<true>, 8, 512, 16>(block, &POINTS_XS);
         dst[..2].copy_from_slice(&fit.d.bits.to_le_bytes());
         for i in 0..32 {
             let q = fit.points[i] | u16::from(fit.signs[i] & 127) << 9;
@@ -138,7 +138,7 @@ impl Encode for IQ2_S {
 
     #[inline(always)]
     fn encode(block: &Weighted, dst: &mut [u8]) {
-        let fit = fit_points::<Magnitudes<false>, 8, 64, 16>(block, &POINTS_S);
+        let fit = fit_points::<Magnitudes<false>, 8, 1024, 16>(block, &POINTS_S);
         dst.fill(0);
         dst[..2].copy_from_slice(&fit.d.bits.to_le_bytes());
         for i in 0..32 {

@@ -57,8 +57,8 @@ impl Block for IQ3_S {
     }
 }
 
-static POINTS_XXS: Points<4, 16> = Points::new(&codes::IQ3_XXS, 3, &IQ3_XXS_VALUES);
-static POINTS_S: Points<4, 32> = Points::new(&codes::IQ3_S, 3, &IQ3_S_VALUES);
+static POINTS_XXS: Points<4, 256> = Points::new(&codes::IQ3_XXS, 3, &IQ3_XXS_VALUES);
+static POINTS_S: Points<4, 512> = Points::new(&codes::IQ3_S, 3, &IQ3_S_VALUES);
 
 /// The magnitudes of IQ3_S as levels: odd numbers up to 15.
 struct Odd;
@@ -110,7 +110,7 @@ impl Encode for IQ3_XXS {
 
     #[inline(always)]
     fn encode(block: &Weighted, dst: &mut [u8]) {
-        let fit = fit_points::<FourOdd, 4, 16, 32>(block, &POINTS_XXS);
+        let fit = fit_points::<FourOdd, 4, 256, 32>(block, &POINTS_XXS);
         dst[..2].copy_from_slice(&fit.d.bits.to_le_bytes());
         for i in 0..64 {
             dst[2 + i] = fit.points[i] as u8;
@@ -130,7 +130,7 @@ impl Encode for IQ3_S {
 
     #[inline(always)]
     fn encode(block: &Weighted, dst: &mut [u8]) {
-        let fit = fit_points::<Odd, 4, 32, 32>(block, &POINTS_S);
+        let fit = fit_points::<Odd, 4, 512, 32>(block, &POINTS_S);
         dst.fill(0);
         dst[..2].copy_from_slice(&fit.d.bits.to_le_bytes());
         for i in 0..64 {

@@ -94,7 +94,7 @@ impl Encode for IQ4_XS {
 
     #[inline(always)]
     fn encode(block: &Weighted, dst: &mut [u8]) {
-        let fit = fit_scales::<Values, 32, 8>(block, -32, 31, 1);
+        let fit = fit_scales::<Values, 32, 8>(block, -32, 31);
         dst[..2].copy_from_slice(&fit.d.bits.to_le_bytes());
         dst[2..8].fill(0);
         let mut scales_h = 0;

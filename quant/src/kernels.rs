@@ -155,20 +155,6 @@ impl OutView {
     }
 }
 
-/// Memory that a matmul works in: one for each thread, reused for every product.
-#[derive(Default)]
-pub struct Scratch {
-    pub(crate) tile: crate::aligned::Aligned<u8>,
-    pub(crate) f32s: crate::aligned::Aligned<f32>,
-    pub(crate) i32s: crate::aligned::Aligned<i32>,
-}
-
-impl Scratch {
-    pub fn new() -> Scratch {
-        Scratch::default()
-    }
-}
-
 /// Weights of one product: whole rows of `k`, back to back.
 #[derive(Clone, Copy)]
 pub(crate) struct Rows<'a> {
@@ -196,7 +182,7 @@ pub(crate) struct Batch<'a> {
 /// Unsafe because the instructions must exist; sizes were checked by `Linear`.
 pub(crate) type Matvec = unsafe fn(&Rows<'_>, &ActRow<'_>, &mut [f32]);
 /// As `Matvec`; besides, nobody else may touch the outputs.
-pub(crate) type Matmul = unsafe fn(&Rows<'_>, &Batch<'_>, &mut Scratch);
+pub(crate) type Matmul = unsafe fn(&Rows<'_>, &Batch<'_>);
 pub(crate) type Quantise = unsafe fn(ActKind, &[f32], Quantised<'_>);
 
 /// The products with weights of one format.
@@ -237,7 +223,6 @@ impl Linear {
         acts: &ActView<'_>,
         tokens: Tokens<'_>,
         out: OutView,
-        scratch: &mut Scratch,
     ) {
         let rows = self.rows(rows, k, n_rows, acts.kind(), acts.k());
         match tokens {
@@ -249,7 +234,7 @@ impl Linear {
             return;
         }
         // SAFETY: as in `matvec`; the caller vouches for the outputs.
-        unsafe { (self.matmul)(&rows, &Batch { acts: *acts, tokens, out }, scratch) }
+        unsafe { (self.matmul)(&rows, &Batch { acts: *acts, tokens, out }) }
     }
 
     fn rows<'a>(&self, bytes: &'a [u8], k: usize, n: usize, kind: ActKind, act_k: usize) -> Rows<'a> {

@@ -48,7 +48,7 @@ impl Encode for Q3_K {
 
     #[inline(always)]
     fn encode(block: &Weighted, dst: &mut [u8]) {
-        let fit = fit_scales::<Integers<4>, 16, 16>(block, -32, 31, 1);
+        let fit = fit_scales::<Integers<4>, 16, 16>(block, -32, 31);
         dst.fill(0);
         for group in 0..16 {
             let codes = codes::<Integers<4>, 16>(block.group(group), fit.d.value * fit.scales[group] as f32);

@@ -36,7 +36,7 @@ impl Encode for Q6_K {
 
     #[inline(always)]
     fn encode(block: &Weighted, dst: &mut [u8]) {
-        let fit = fit_scales::<Integers<32>, 16, 16>(block, -128, 127, 1);
+        let fit = fit_scales::<Integers<32>, 16, 16>(block, -128, 127);
         dst.fill(0);
         for g in 0..16 {
             let codes = codes::<Integers<32>, 16>(block.group(g), fit.d.value * fit.scales[g] as f32);

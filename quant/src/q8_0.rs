@@ -25,7 +25,8 @@ impl Encode for Q8_0 {
     /// The largest weight takes the last level: at 8 bits a search gains nothing worth its time.
     #[inline(always)]
     fn encode(block: &Weighted, dst: &mut [u8]) {
-        let d = Half::new(largest(block.x).abs() / 127.0);
+        let scale = largest(block.x).abs() / 127.0;
+        let d = Half::not_below(scale, 1.0 / 254.0);
         let inverse = if d.value > 0.0 { 1.0 / d.value } else { 0.0 };
         dst[..2].copy_from_slice(&d.bits.to_le_bytes());
         for (q, x) in dst[2..].iter_mut().zip(block.x) {

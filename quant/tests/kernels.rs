@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use rynd_quant::{ActKind, ActView, Acts, Format, Kernels, Level, Linear, OutView, Scratch, Tokens};
+use rynd_quant::{ActKind, ActView, Acts, Format, Kernels, Level, Linear, OutView, Tokens};
 
 /// Repeatable randomness.
 struct Noise(u64);
@@ -62,7 +62,7 @@ fn product(linear: &Linear, rows: &[u8], n: usize, k: usize, x: &[f32], tokens: 
     let mut out = vec![7e7f32; tokens.len() * stride];
     let into = OutView::new(&mut out, stride);
     // SAFETY: `out` is alive and used by nobody else.
-    unsafe { linear.matmul(rows, k, n, &view, tokens, into, &mut Scratch::new()) };
+    unsafe { linear.matmul(rows, k, n, &view, tokens, into) };
     for gap in out.chunks_exact(stride).map(|row| &row[n..]) {
         assert_eq!(gap, [7e7; 3], "{} wrote past its rows", linear.format());
     }

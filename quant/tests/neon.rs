@@ -4,7 +4,7 @@
 //! `cargo build --release --target aarch64-unknown-linux-gnu -p rynd-quant --test neon`, then
 //! `qemu-aarch64 -L /usr/aarch64-linux-gnu -cpu max,pauth-impdef=on target/aarch64-unknown-linux-gnu/release/deps/neon-*`.
 
-use rynd_quant::{ActKind, ActView, Acts, Format, Kernels, Level, OutView, Scratch, Tokens};
+use rynd_quant::{ActKind, ActView, Acts, Format, Kernels, Level, OutView, Tokens};
 
 fn noise(n: usize, seed: &mut u32) -> Vec<u32> {
     (0..n)
@@ -76,12 +76,11 @@ fn main() {
             };
             let mut found = vec![0.0; tokens * rows];
             let mut truth = vec![0.0; tokens * rows];
-            let mut scratch = Scratch::new();
             for (kernels, out) in [(neon, &mut found), (scalar, &mut truth)] {
                 // SAFETY: the view covers `out`, which nobody else uses.
                 unsafe {
                     let view_out = OutView::new(out, rows);
-                    kernels.linear(format).matmul(&bytes, k, rows, &view, Tokens::all(&view), view_out, &mut scratch);
+                    kernels.linear(format).matmul(&bytes, k, rows, &view, Tokens::all(&view), view_out);
                 }
             }
             let mut one = vec![0.0; rows];

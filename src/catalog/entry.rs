@@ -172,7 +172,7 @@ fn is_exact_requirement(text: &str) -> bool {
 impl Entry {
     /// The sum of the files' sizes, where all are known.
     pub fn bytes(&self) -> Option<u64> {
-        self.files.iter().map(|file| file.bytes).sum()
+        self.files.iter().try_fold(0_u64, |sum, file| Some(sum.saturating_add(file.bytes?)))
     }
 
     /// What is wrong with the entry beyond its form.

@@ -128,18 +128,25 @@ impl Download<'_> {
 
     fn ranges(&self, first: Response<Body>, piece: Piece) -> Result<()> {
         let bytes = self.partial.bytes().unwrap_or(piece.1);
-        let size = self.net.piece_bytes.max(1);
-        let mut pieces = VecDeque::from([(piece, Some(first))]);
-        for (start, end) in self.partial.gaps(bytes) {
-            let starts = (start.max(piece.1)..end).step_by(size as usize);
-            pieces.extend(starts.map(|at| ((at, end.min(at.saturating_add(size))), None)));
+        let mut missing: VecDeque<Piece> = self.partial.gaps(bytes).into();
+        if let Some(gap) = missing.front_mut() {
+            // The first piece is on its way.
+            gap.0 = piece.1;
         }
-        let threads = self.net.connections.clamp(1, pieces.len());
-        let pieces = Mutex::new(pieces);
+        let pieces: u64 = missing.iter().map(|(start, end)| (end - start).div_ceil(self.net.piece_bytes.max(1))).sum();
+        let threads = self.net.connections.clamp(1, usize::try_from(pieces + 1).unwrap_or(usize::MAX));
+        let work = Mutex::new((Some((piece, first)), missing));
+        let next = || {
+            let (begun, missing) = &mut *locked(&work);
+            match begun.take() {
+                Some((piece, response)) => Some((piece, Some(response))),
+                None => Some((cut(missing, self.net.piece_bytes)?, None)),
+            }
+        };
         let failure = Mutex::new(None);
         self.guarded(threads, &|| {
             while !self.is_over() {
-                let Some((piece, ready)) = locked(&pieces).pop_front() else { return };
+                let Some((piece, ready)) = next() else { return };
                 if let Err(error) = self.piece(piece, ready) {
                     self.failed.store(true, Ordering::Release);
                     locked(&failure).get_or_insert(error);
@@ -165,7 +172,7 @@ impl Download<'_> {
                     self.client.shutdown();
                     running = false;
                 }
-                if saved.elapsed() > Duration::from_secs(2) {
+                if saved.elapsed() > Duration::from_millis(500) {
                     // A state that can not be saved only costs the resumption; a full disk shows in the data itself.
                     let _ = self.partial.save();
                     saved = Instant::now();
@@ -250,6 +257,19 @@ impl Download<'_> {
     fn or_interrupted(&self, error: Error) -> Error {
         if (self.watch.stop)() { self.watch.interrupted(self.partial) } else { error }
     }
+}
+
+/// Takes a piece of at most so many bytes off what is missing.
+fn cut(missing: &mut VecDeque<Piece>, most: u64) -> Option<Piece> {
+    while let Some(gap) = missing.front_mut() {
+        let start = gap.0;
+        gap.0 = gap.1.min(start.saturating_add(most.max(1)));
+        if start < gap.0 {
+            return Some((start, gap.0));
+        }
+        missing.pop_front();
+    }
+    None
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

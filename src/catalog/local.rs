@@ -204,7 +204,7 @@ impl Catalog {
             if set[0].path != file.path {
                 continue;
             }
-            let bytes = set.iter().map(|file| file.bytes).sum();
+            let bytes = set.iter().fold(0_u64, |sum, file| sum.saturating_add(file.bytes));
             rows.push(Row {
                 name: format!("{place}:{}", file.path),
                 description: String::new(),

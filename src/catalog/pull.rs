@@ -259,10 +259,11 @@ impl<'a> Pull<'a> {
             let kept = super::partial::kept_bytes(&folder.join(&file.name));
             file.bytes.unwrap_or(0).saturating_sub(kept)
         };
-        let needed = files.iter().map(remaining).sum::<u64>() + extra;
+        let needed = files.iter().map(remaining).fold(extra, u64::saturating_add);
         let free = (self.free_bytes)(folder).map_err(Error::io(folder))?;
-        if needed > 0 && free < needed + SPARE_BYTES {
-            return Err(Error::NoSpace { path: folder.to_owned(), free, needed: needed + SPARE_BYTES });
+        let with_spare = needed.saturating_add(SPARE_BYTES);
+        if needed > 0 && free < with_spare {
+            return Err(Error::NoSpace { path: folder.to_owned(), free, needed: with_spare });
         }
         Ok(())
     }

@@ -126,7 +126,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         let threads = engine.threads();
         let bandwidth = Bandwidth { threads, bytes_per_second: bandwidth::read_bytes_per_second(threads) };
         let report = report.get_or_insert_with(|| Report {
-            model: arguments.model.path().display().to_string(),
+            model: arguments.model.name().to_owned(),
             model_bytes: engine.gguf().file_bytes(),
             simd: rynd_quant::Kernels::get().level().name(),
             cache: format!("{:?}", arguments.compute.kv_format()).to_lowercase(),

@@ -1,13 +1,15 @@
 //! The model argument and the flags that every command shares: how the model is loaded and computed.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use clap::builder::RangedU64ValueParser;
 use serde_json::{Map, Value as Json};
 
+use super::obtain;
 use crate::backend::KvFormat;
+use crate::catalog::Catalog;
 use crate::chat::Template;
 use crate::engine::{Engine, EngineConfig};
 use crate::gguf::Gguf;
@@ -17,35 +19,49 @@ use crate::tokenizer::{Tokenizer, Vocab};
 /// Which model.
 #[derive(Debug, clap::Args)]
 pub struct ModelArg {
-    /// A GGUF file; of a split model any part
+    /// A GGUF file (of a split model any part), a short name of 'rynd list', or hf:owner/repo[:QUANT or FILE]
     #[arg(value_name = "MODEL")]
-    model: PathBuf,
+    model: String,
+    /// Fetch a model that is not here without asking
+    #[arg(long)]
+    yes: bool,
 }
 
 impl ModelArg {
-    /// The file.
-    pub fn path(&self) -> &Path {
+    /// As the user wrote it.
+    pub fn name(&self) -> &str {
         &self.model
     }
 
-    /// Opens the file without preparing to run it.
+    /// Opens the file without preparing to run it. What is no path is looked up in the catalog, and fetched after a yes.
     pub fn open(&self) -> Result<Gguf> {
-        Ok(Gguf::open(self.path())?)
+        let path = Path::new(&self.model);
+        if path.is_file() {
+            return Ok(Gguf::open(path)?);
+        }
+        let resolved = obtain::obtain(&Catalog::open()?, &self.model, self.yes)?;
+        Ok(Gguf::open(resolved.path())?)
     }
 
     /// Opens the file and prepares to run it.
     pub fn load(&self, config: &EngineConfig) -> Result<Engine> {
-        let engine = Engine::load(self.path(), config)?;
-        let trained = engine.plan().context;
-        if engine.context() > trained {
-            let _ = writeln!(
-                std::io::stderr(),
-                "rynd: warning: the model was made for {trained} tokens; beyond them its answers get worse \
-                 (--rope-scaling yarn stretches it)"
-            );
-        }
-        Ok(engine)
+        start(self.open()?, config)
     }
+}
+
+/// Prepares to run the model in an open file.
+pub fn start(gguf: Gguf, config: &EngineConfig) -> Result<Engine> {
+    let engine = Engine::new(gguf, config)?;
+    let trained = engine.plan().context;
+    if engine.context() > trained {
+        // A lost warning is no reason to fail.
+        let _ = writeln!(
+            std::io::stderr(),
+            "rynd: warning: the model was made for {trained} tokens; beyond them its answers get worse \
+             (--rope-scaling yarn stretches it)"
+        );
+    }
+    Ok(engine)
 }
 
 /// The tokenizer of an open model.

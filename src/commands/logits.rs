@@ -47,21 +47,20 @@ pub struct Arguments {
 
 /// Runs the command.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let given = arguments.ids.as_deref().map(input::ids).transpose()?;
-    let text = if given.is_none() { arguments.text.read_prompt()? } else { String::new() };
+    let gguf = arguments.model.open()?;
+    let ids = match &arguments.ids {
+        Some(ids) => input::ids(ids)?,
+        None => {
+            let how = Encode { add_special: true, parse_special: true };
+            load::tokenizer(&gguf)?.encode(&arguments.text.read_prompt()?, how)
+        }
+    };
     let mut config = arguments.engine.config();
-    if let (Some(ids), true) = (&given, arguments.hidden.is_some()) {
+    if arguments.hidden.is_some() {
         // A trace is one batch.
         config.batch = config.batch.max(ids.len());
     }
-    let mut engine = arguments.model.load(&config)?;
-    let ids = match given {
-        Some(ids) => ids,
-        None => {
-            let how = Encode { add_special: true, parse_special: true };
-            load::tokenizer(engine.gguf())?.encode(&text, how)
-        }
-    };
+    let mut engine = load::start(gguf, &config)?;
     if let Some(path) = &arguments.hidden {
         write_hidden(&mut engine, &ids, path)?;
     }

@@ -5,18 +5,23 @@
 
 mod bandwidth;
 mod bench;
+mod complete;
 mod completions;
 mod input;
 mod inspect;
 mod interrupt;
+mod list;
 mod load;
 mod logits;
 mod man;
 mod memory;
 mod npy;
 mod numbers;
+mod obtain;
 mod perplexity;
+mod pull;
 mod quantize;
+mod rm;
 mod run;
 mod sampling;
 mod steps;
@@ -33,6 +38,7 @@ use clap::{Parser, Subcommand};
 #[command(name = "rynd", version, about, max_term_width = 100)]
 #[command(after_help = "\
 Environment:
+  RYND_HOME   where fetched models and the configuration are kept
   RYND_SIMD   caps the instruction set: scalar, avx2, avx512 or neon
 
 Run 'rynd COMMAND --help' for a command's options and examples.")]
@@ -44,6 +50,10 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Arguments),
+    Complete(complete::Arguments),
+    Pull(pull::Arguments),
+    List(list::Arguments),
+    Rm(rm::Arguments),
     Inspect(inspect::Arguments),
     Bench(bench::Arguments),
     Perplexity(perplexity::Arguments),
@@ -59,6 +69,10 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     rynd_quant::Kernels::from_env()?;
     match cli.command {
         Command::Run(arguments) => run::run(&arguments),
+        Command::Complete(arguments) => complete::run(&arguments),
+        Command::Pull(arguments) => pull::run(&arguments),
+        Command::List(arguments) => list::run(&arguments),
+        Command::Rm(arguments) => rm::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Perplexity(arguments) => perplexity::run(&arguments),

@@ -23,7 +23,7 @@ pub fn obtain(catalog: &Catalog, text: &str, yes: bool) -> Result<Resolved> {
     };
     let model = catalog.find(text)?;
     if !yes && !agrees(&model, &missing)? {
-        bail!("{missing}");
+        bail!("{missing} (or add --yes)");
     }
     fetch(catalog, &model, None)
 }

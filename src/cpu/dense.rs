@@ -84,18 +84,11 @@ impl Matrix<'_> {
     }
 
     /// `out (tokens, rows) = W[rows] . x[tokens]`.
-    pub(super) fn many(
-        &self,
-        rows: Range<usize>,
-        x: &ActView,
-        tokens: Tokens,
-        out: &mut [f32],
-        scratch: &mut rynd_quant::Scratch,
-    ) {
+    pub(super) fn many(&self, rows: Range<usize>, x: &ActView, tokens: Tokens, out: &mut [f32]) {
         let n = rows.len();
         let out = OutView::new(out, n);
         // SAFETY: the view covers `out`, which is this worker's alone.
-        unsafe { self.linear.matmul(self.rows_of(rows), self.k, n, x, tokens, out, scratch) };
+        unsafe { self.linear.matmul(self.rows_of(rows), self.k, n, x, tokens, out) };
     }
 }
 
@@ -210,7 +203,7 @@ impl Cpu {
     /// `Op::Linear`.
     pub(super) fn run_linear(&self, run: &Run, w: &Worker, x: Slot, norm: Option<Norm>, parts: &[Part], add: bool) {
         let (t, k) = (run.rows(x), self.width(x));
-        let WorkerState { own, normed, tile, scratch, .. } = self.worker(w);
+        let WorkerState { own, normed, tile, .. } = self.worker(w);
         let mut kinds = [ActKind::F32; MAX_PARTS];
         parts.iter().zip(&mut kinds).for_each(|(part, kind)| *kind = self.linear(part.weight).act());
         let (rows_f32, set) = self.inputs(w, own, normed, self.buffer(x), [t, k], norm, &kinds[..parts.len()]);
@@ -234,7 +227,7 @@ impl Cpu {
                 let bias = part.bias.map(|id| &self.vector(id)[rows.clone()]);
                 // SAFETY: phase contract; the set was filled for the parts' kinds and is only read.
                 let view = unsafe { set.view(matrix.linear.act(), [t, k], rows_f32) };
-                self.product(&matrix, &view, rows.clone(), tile, scratch);
+                self.product(&matrix, &view, rows.clone(), tile);
                 for (token, values) in tile.chunks_exact(rows.len()).enumerate() {
                     let at = token * matrix.rows;
                     // SAFETY: phase contract; each chunk of rows has one writer.
@@ -255,20 +248,13 @@ impl Cpu {
     }
 
     /// `tile (t, rows) = W[rows] . x` for all tokens of the view.
-    pub(super) fn product(
-        &self,
-        matrix: &Matrix,
-        x: &ActView,
-        rows: Range<usize>,
-        tile: &mut Vec<f32>,
-        scratch: &mut rynd_quant::Scratch,
-    ) {
+    pub(super) fn product(&self, matrix: &Matrix, x: &ActView, rows: Range<usize>, tile: &mut Vec<f32>) {
         let t = x.tokens();
         tile.resize(t * rows.len(), 0.0);
         if t == 1 {
             matrix.one(rows, x.row(0), tile);
         } else {
-            matrix.many(rows, x, Tokens::Range(0, t), tile, scratch);
+            matrix.many(rows, x, Tokens::Range(0, t), tile);
         }
     }
 
@@ -285,7 +271,7 @@ impl Cpu {
     ) {
         let (t, k) = (run.rows(x), self.width(x));
         let (gate, up) = (self.matrix(gate), self.matrix(up));
-        let WorkerState { own, normed, tile, tile2, scratch, .. } = self.worker(w);
+        let WorkerState { own, normed, tile, tile2, .. } = self.worker(w);
         let kinds = [gate.linear.act(), up.linear.act()];
         let (rows_f32, set) = self.inputs(w, own, normed, self.buffer(x), [t, k], norm, &kinds);
         let n = gate.rows;
@@ -294,8 +280,8 @@ impl Cpu {
             // SAFETY: phase contract; the set was filled for both kinds and is only read.
             let (gate_x, up_x) =
                 unsafe { (set.view(kinds[0], [t, k], rows_f32), set.view(kinds[1], [t, k], rows_f32)) };
-            self.product(&gate, &gate_x, rows.clone(), tile, scratch);
-            self.product(&up, &up_x, rows.clone(), tile2, scratch);
+            self.product(&gate, &gate_x, rows.clone(), tile);
+            self.product(&up, &up_x, rows.clone(), tile2);
             activate(self.kernels, act, tile, tile2);
             for (token, values) in tile.chunks_exact(rows.len()).enumerate() {
                 // SAFETY: phase contract; each chunk of rows has one writer.

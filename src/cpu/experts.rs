@@ -121,13 +121,13 @@ impl Cpu {
         let (t, k) = (run.rows(x), self.width(x));
         let matrix = self.matrix(weight);
         let experts = matrix.rows;
-        let WorkerState { own, normed, tile, scratch, order, .. } = self.worker(w);
+        let WorkerState { own, normed, tile, order, .. } = self.worker(w);
         let kind = matrix.linear.act();
         let (rows_f32, set) = self.inputs(w, own, normed, self.buffer(x), [t, k], None, &[kind]);
         // SAFETY: phase contract; the set was filled for this kind and is only read.
         let view = unsafe { set.view(kind, [t, k], rows_f32) };
         w.chunks(experts, experts.div_ceil(w.team()).next_multiple_of(16).min(CHUNK), |rows| {
-            self.product(&matrix, &view, rows.clone(), tile, scratch);
+            self.product(&matrix, &view, rows.clone(), tile);
             for (token, values) in tile.chunks_exact(rows.len()).enumerate() {
                 let at = token * experts;
                 // SAFETY: phase contract; each chunk of rows has one writer.
@@ -240,7 +240,7 @@ impl Cpu {
         let ff = self.plan.weight(weights.down).k;
         let n = self.width(out);
         let pairs = t * used;
-        let WorkerState { own, normed, tile, tile2, scratch, groups, .. } = self.worker(w);
+        let WorkerState { own, normed, tile, tile2, groups, .. } = self.worker(w);
         groups.fill(picks, used, self.plan.weight(weights.gate).experts);
         let kinds = [self.linear(weights.gate).act(), self.linear(weights.up).act()];
         let (rows_f32, set) = self.inputs(w, own, normed, self.buffer(x), [t, k], None, &kinds);
@@ -257,8 +257,8 @@ impl Cpu {
                 tile2.resize(tokens.len() * rows.len(), 0.0);
                 let gate = self.expert_matrix(weights.gate, expert);
                 let up = self.expert_matrix(weights.up, expert);
-                gate.many(rows.clone(), &gate_x, Tokens::List(tokens), tile, scratch);
-                up.many(rows.clone(), &up_x, Tokens::List(tokens), tile2, scratch);
+                gate.many(rows.clone(), &gate_x, Tokens::List(tokens), tile);
+                up.many(rows.clone(), &up_x, Tokens::List(tokens), tile2);
                 activate(self.kernels, act, tile, tile2);
                 for (pair, values) in pairs.zip(tile.chunks_exact(rows.len())) {
                     let at = pair * ff;
@@ -286,7 +286,7 @@ impl Cpu {
                 let (expert, pairs) = groups.get(i);
                 tile.resize(pairs.len() * rows.len(), 0.0);
                 let down = self.expert_matrix(weights.down, expert);
-                down.many(rows.clone(), &hidden, Tokens::Range(pairs.start, pairs.end), tile, scratch);
+                down.many(rows.clone(), &hidden, Tokens::Range(pairs.start, pairs.end), tile);
                 for (pair, values) in pairs.zip(tile.chunks_exact(rows.len())) {
                     let (at, weight) = (groups.tokens[pair] as usize * n, groups.weights[pair]);
                     // SAFETY: phase contract; each chunk of rows has one writer, for all experts.

@@ -15,7 +15,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use rynd_quant::attention::{PAGE, PageKernels};
-use rynd_quant::{Kernels, Linear, Scratch};
+use rynd_quant::{Kernels, Linear};
 
 use self::kv::KvCache;
 use self::threads::{Shared, Team, Worker};
@@ -73,7 +73,6 @@ struct WorkerState {
     tile2: Vec<f32>,
     order: Vec<u32>,
     groups: experts::Groups,
-    scratch: Scratch,
 }
 
 /// One run: the environment and what was prepared from it.

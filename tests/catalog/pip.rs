@@ -4,9 +4,11 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use rynd::catalog::{Error, Net};
+use rynd::catalog::{Error, Net, Pull};
 use zip::write::SimpleFileOptions;
 
 use super::server::{Reply, Server};
@@ -133,6 +135,30 @@ fn whole_parts_survive_an_interruption() {
     place.pull(&pip.net()).unwrap();
     assert_eq!(place.file(), bytes);
     assert!(pip.calls().len() - before <= PARTS - 3, "{:?}", pip.calls());
+}
+
+#[test]
+fn ctrl_c_ends_pip_and_what_it_started() {
+    let pip = FakePip::new();
+    let note = pip.folder.path().join("child");
+    // As version managers do it: `python3` is a script that starts the real one.
+    let script = format!("#!/bin/sh\nsleep 100 &\necho $! >> '{}'\nwait\n", note.display());
+    fs::write(pip.folder.path().join("python3"), script).unwrap();
+    let place = Place::with_model(b"x", &pip_source("[\"one==1\"]", "*"));
+    let (catalog, net) = (place.catalog(), pip.net());
+    let stop = || fs::metadata(&note).is_ok_and(|meta| meta.len() > 1);
+    let error = Pull { stop: &stop, ..Pull::new(&catalog, &net) }.run(&catalog.find("m").unwrap()).unwrap_err();
+    assert!(matches!(error, Error::Interrupted { .. }), "{error}");
+    let child = fs::read_to_string(&note).unwrap();
+    let alive = || {
+        let status = Command::new("ps").args(["-o", "stat=", "-p", child.trim()]).output().unwrap().stdout;
+        !status.is_empty() && !status.starts_with(b"Z")
+    };
+    let end = Instant::now() + Duration::from_secs(30);
+    while alive() {
+        assert!(Instant::now() < end, "the child of pip goes on");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 #[test]

@@ -4,7 +4,9 @@
 //! sign (`FREE` false), so there an offset above zero becomes zero. The score of a pair is how much it lowers the
 //! weighted squared error below that of all zeros.
 
-use super::{Group, Half, LANES, Lanes, Weighted, best_lane, clamp, extremes, integer, larger, round, smaller, sum};
+use super::{
+    CUT, Group, Half, LANES, Lanes, Weighted, best_lane, clamp, extremes, integer, larger, round, smaller, sum,
+};
 
 /// The sums over a group that the equations need; `l` is the level.
 #[derive(Clone, Copy)]
@@ -128,7 +130,6 @@ pub struct Pairs<const G: usize> {
 struct Choice {
     scale: f32,
     min: f32,
-    score: f32,
     sl: f32,
     sll: f32,
     slx: f32,
@@ -158,7 +159,7 @@ fn best_integers<const TOP: i32, const N: usize>(
         score[lane] = gain(t, sl[lane], sll[lane], slx[lane], d * scale[lane], -m * min[lane]);
     }
     let best = best_lane(&score);
-    Choice { scale: scale[best], min: min[best], score: score[best], sl: sl[best], sll: sll[best], slx: slx[best] }
+    Choice { scale: scale[best], min: min[best], sl: sl[best], sll: sll[best], slx: slx[best] }
 }
 
 /// Scales and offsets `0..=limit` for all groups.
@@ -177,7 +178,7 @@ pub fn fit_pairs<const TOP: i32, const N: usize, const G: usize>(
         (scale[g], min[g]) = (s, -o);
         (top_scale, top_min) = (larger(top_scale, s), larger(top_min, -o));
     }
-    let (d, m) = (Half::new(top_scale / limit), Half::new(top_min / limit));
+    let (d, m) = (Half::not_below(top_scale / limit, CUT), Half::not_below(top_min / limit, CUT));
     let mut fit = Pairs { d, m, scales: [0; G], mins: [0; G] };
     // Least squares for d and m under the chosen integers and levels: x ~ d (scale level) - m (min).
     let (mut aa, mut ab, mut bb, mut ax, mut bx) = (0.0, 0.0, 0.0, 0.0, 0.0);
@@ -201,7 +202,7 @@ pub fn fit_pairs<const TOP: i32, const N: usize, const G: usize>(
         (if aa > 0.0 { ax / aa } else { 0.0 }, 0.0)
     };
     if d > 0.0 && m >= 0.0 {
-        (fit.d, fit.m) = (Half::new(d), Half::new(m));
+        (fit.d, fit.m) = (fit.d.refitted(d), fit.m.refitted(m));
     }
     fit
 }

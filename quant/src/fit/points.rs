@@ -1,26 +1,25 @@
 //! Super-blocks of codebook points: `x ~ d (scale + 1/2) unit * sign * point`.
 //!
 //! For a vector of 4 or 8 neighbours and one scale `s`, a point's error is `sum w x^2 - 2 s a + s^2 b` with
-//! `a = sum w |x| p` and `b = sum w p^2`. All points of the codebook are tried, 16 at a time, under four neighbouring
-//! integer scales at once: an exact search, and still faster than walking lists of neighbours, because nothing branches.
+//! `a = sum w |x| p` and `b = sum w p^2`. All points of the codebook are tried, under four neighbouring integer scales at
+//! once: an exact search, and still faster than walking lists of neighbours, because it vectorises and never branches.
 
 use super::scale::{Levels, best_scale};
-use super::{Group, Half, LANES, Weighted, clamp, integer};
+use super::{CUT, Group, Half, Weighted, integer};
 
-/// A codebook of `16 CHUNKS` points, transposed: `[chunk][coordinate][point in chunk]`.
-pub struct Points<const DIM: usize, const CHUNKS: usize>([[[f32; LANES]; DIM]; CHUNKS]);
+/// A codebook of `P` points (a power of two), transposed: `[coordinate][point]`.
+pub struct Points<const DIM: usize, const P: usize>([[f32; P]; DIM]);
 
-impl<const DIM: usize, const CHUNKS: usize> Points<DIM, CHUNKS> {
+impl<const DIM: usize, const P: usize> Points<DIM, P> {
     /// From codes of `bits` bits a coordinate and the magnitudes these stand for.
-    pub const fn new(codes: &[u16], bits: usize, values: &[u8]) -> Self {
-        assert!(codes.len() == LANES * CHUNKS);
-        let mut points = [[[0.0; LANES]; DIM]; CHUNKS];
+    pub const fn new(codes: &[u16; P], bits: usize, values: &[u8]) -> Self {
+        assert!(P.is_power_of_two() && P <= 1024);
+        let mut points = [[0.0; P]; DIM];
         let mut i = 0;
-        while i < codes.len() {
+        while i < P {
             let mut j = 0;
             while j < DIM {
-                let coordinate = codes[i] as usize >> (bits * j) & ((1 << bits) - 1);
-                points[i / LANES][j][i % LANES] = values[coordinate] as f32;
+                points[j][i] = values[codes[i] as usize >> (bits * j) & ((1 << bits) - 1)] as f32;
                 j += 1;
             }
             i += 1;
@@ -39,7 +38,7 @@ pub trait Lattice: Levels {
 
 const LEN: usize = 256;
 /// Largest integer scale.
-const TOP_SCALE: f32 = 15.0;
+const TOP_SCALE: i32 = 15;
 /// Integer scales tried for a group.
 const TRIES: usize = 4;
 
@@ -72,73 +71,57 @@ fn split_signs(x: &[f32], w: &[f32], even: bool, ax: &mut [f32]) -> u8 {
     signs
 }
 
-/// Keys of one vector's least errors: the error's bits with the chunk's number in the lowest ones. Floats that are not
-/// negative compare as integers do.
-type Keys = [[i32; LANES]; TRIES];
-const CHUNK_BITS: u32 = 63;
-
-/// The least error under each scale, divided by the scale, of a vector with `w` and `wx`.
+/// The best points under each scale of a vector with `w` and `wx`: keys of the error, divided by the scale, and the
+/// point's index in the lowest bits. Floats that are not negative compare as integers do, so a minimum finds the point;
+/// of the error, at least 13 significant bits remain.
 #[inline(always)]
-fn search<const DIM: usize, const CHUNKS: usize>(
-    points: &Points<DIM, CHUNKS>,
+fn search<const DIM: usize, const P: usize>(
+    points: &Points<DIM, P>,
     w: &[f32; DIM],
     wx: &[f32; DIM],
     scales: &[f32; TRIES],
     wxx: f32,
-) -> Keys {
-    let mut all = [0.0; TRIES];
-    for t in 0..TRIES {
-        all[t] = wxx / scales[t];
-    }
-    let mut number = 0;
-    let mut best = [[i32::MAX; LANES]; TRIES];
-    for chunk in &points.0 {
-        let (mut a, mut b) = ([0.0; LANES], [0.0; LANES]);
+) -> [i32; TRIES] {
+    let [s0, s1, s2, s3] = *scales;
+    let (c0, c1, c2, c3) = (wxx / s0, wxx / s1, wxx / s2, wxx / s3);
+    let (mut k0, mut k1, mut k2, mut k3) = (i32::MAX, i32::MAX, i32::MAX, i32::MAX);
+    // Written out, so that this loop is the one that the compiler vectorises.
+    for i in 0..P {
+        let (mut a, mut b) = (0.0, 0.0);
         for j in 0..DIM {
-            for lane in 0..LANES {
-                let p = chunk[j][lane];
-                a[lane] += wx[j] * p;
-                b[lane] += w[j] * (p * p);
-            }
+            let p = points.0[j][i];
+            a += wx[j] * p;
+            b += w[j] * (p * p);
         }
-        for t in 0..TRIES {
-            for lane in 0..LANES {
-                let error = (all[t] - 2.0 * a[lane]) + scales[t] * b[lane];
-                let key = (error.to_bits() & !CHUNK_BITS) as i32 | number;
-                best[t][lane] = if key < best[t][lane] { key } else { best[t][lane] };
-            }
-        }
-        number += 1;
+        a *= 2.0;
+        k0 = least(k0, key::<P>((c0 - a) + s0 * b, i));
+        k1 = least(k1, key::<P>((c1 - a) + s1 * b, i));
+        k2 = least(k2, key::<P>((c2 - a) + s2 * b, i));
+        k3 = least(k3, key::<P>((c3 - a) + s3 * b, i));
     }
-    best
+    [k0, k1, k2, k3]
 }
 
-/// The least key of the lanes.
 #[inline(always)]
-fn least(keys: &[i32; LANES]) -> i32 {
-    let mut best = i32::MAX;
-    for &key in keys {
-        best = if key < best { key } else { best };
-    }
-    best
+fn key<const P: usize>(error: f32, point: usize) -> i32 {
+    (error.to_bits() & !(P as u32 - 1) | point as u32) as i32
 }
 
-/// Index of the point with the least key.
 #[inline(always)]
-fn winner(keys: &[i32; LANES]) -> usize {
-    let best = least(keys);
-    let mut lane = 0;
-    for i in 0..LANES {
-        lane = if keys[i] == best { i } else { lane };
-    }
-    (best as u32 & CHUNK_BITS) as usize * LANES + lane
+fn least(a: i32, b: i32) -> i32 {
+    if a < b { a } else { b }
+}
+
+#[inline(always)]
+fn chunks<const DIM: usize>(values: &[f32]) -> &[[f32; DIM]] {
+    values.as_chunks().0
 }
 
 /// Groups of `N` weights with one scale each, in vectors of `DIM`.
 #[inline(always)]
-pub fn fit_points<L: Lattice, const DIM: usize, const CHUNKS: usize, const N: usize>(
+pub fn fit_points<L: Lattice, const DIM: usize, const P: usize, const N: usize>(
     block: &Weighted,
-    points: &Points<DIM, CHUNKS>,
+    points: &Points<DIM, P>,
 ) -> Fit {
     let mut fit = Fit { d: Half::ZERO, scales: [0; LEN / 16], signs: [0; LEN / 8], points: [0; LEN / 4] };
     let (mut ax, mut wax) = ([0.0_f32; LEN], [0.0_f32; LEN]);
@@ -157,55 +140,52 @@ pub fn fit_points<L: Lattice, const DIM: usize, const CHUNKS: usize, const N: us
         targets[g] = best_scale::<L, N>(group, 1).abs();
         largest = if targets[g] > largest { targets[g] } else { largest };
     }
-    fit.d = Half::new(largest / ((TOP_SCALE + 0.5) * L::UNIT));
-    for _ in 0..ROUNDS {
-        let unit = fit.d.value * L::UNIT;
-        if unit == 0.0 {
-            return Fit { d: Half::ZERO, scales: [0; LEN / 16], signs: [0; LEN / 8], points: [0; LEN / 4] };
+    fit.d = Half::not_below(largest / ((TOP_SCALE as f32 + 0.5) * L::UNIT), CUT);
+    let unit = fit.d.value * L::UNIT;
+    if unit == 0.0 {
+        fit.signs = [0; LEN / 8];
+        return fit;
+    }
+    let (mut numerator, mut denominator) = (0.0, 0.0);
+    for g in 0..LEN / N {
+        let group: Group<N> = magnitudes.group(g);
+        let first = (integer(targets[g] / unit) - TRIES as i32 / 2).clamp(0, TOP_SCALE - TRIES as i32 + 1);
+        let mut scales = [0.0; TRIES];
+        for t in 0..TRIES {
+            scales[t] = unit * ((first + t as i32) as f32 + 0.5);
         }
-        let (mut numerator, mut denominator) = (0.0, 0.0);
-        for g in 0..LEN / N {
-            let first =
-                clamp((integer(targets[g] / unit) - TRIES as i32 / 2) as f32, 0.0, TOP_SCALE - TRIES as f32 + 1.0);
-            let mut scales = [0.0; TRIES];
+        let (x, w, wx) = (chunks::<DIM>(group.x), chunks(group.w), chunks(group.wx));
+        let mut keys = [[0; TRIES]; 8];
+        let mut errors = [0.0; TRIES];
+        for v in 0..N / DIM {
+            let mut wxx = 0.0;
+            for j in 0..DIM {
+                wxx += wx[v][j] * x[v][j];
+            }
+            keys[v] = search(points, &w[v], &wx[v], &scales, wxx);
             for t in 0..TRIES {
-                scales[t] = unit * (first + t as f32 + 0.5);
-            }
-            let (w, _) = block.w[g * N..(g + 1) * N].as_chunks::<DIM>();
-            let (wx, _) = wax[g * N..(g + 1) * N].as_chunks::<DIM>();
-            let (x, _) = ax[g * N..(g + 1) * N].as_chunks::<DIM>();
-            let mut keys = [[[0; LANES]; TRIES]; 8];
-            let mut errors = [0.0; TRIES];
-            for v in 0..N / DIM {
-                let mut wxx = 0.0;
-                for j in 0..DIM {
-                    wxx += wx[v][j] * x[v][j];
-                }
-                keys[v] = search(points, &w[v], &wx[v], &scales, wxx);
-                for t in 0..TRIES {
-                    errors[t] += scales[t] * f32::from_bits(least(&keys[v][t]) as u32);
-                }
-            }
-            let mut best = 0;
-            for t in 1..TRIES {
-                best = if errors[t] < errors[best] { t } else { best };
-            }
-            fit.scales[g] = integer(first) as u8 + best as u8;
-            let factor = (first + best as f32 + 0.5) * L::UNIT;
-            for v in 0..N / DIM {
-                let point = winner(&keys[v][best]);
-                fit.points[g * (N / DIM) + v] = point as u16;
-                for j in 0..DIM {
-                    let p = points.0[point / LANES][j][point % LANES] * factor;
-                    numerator += wx[v][j] * p;
-                    denominator += w[v][j] * p * p;
-                }
+                errors[t] += scales[t] * f32::from_bits(keys[v][t] as u32 & !(P as u32 - 1));
             }
         }
-        fit.d = Half::new(if denominator > 0.0 { numerator / denominator } else { 0.0 });
+        let mut best = 0;
+        for t in 1..TRIES {
+            best = if errors[t] < errors[best] { t } else { best };
+        }
+        fit.scales[g] = (first + best as i32) as u8;
+        let factor = (f32::from(fit.scales[g]) + 0.5) * L::UNIT;
+        for v in 0..N / DIM {
+            let point = keys[v][best] as usize & (P - 1);
+            fit.points[g * (N / DIM) + v] = point as u16;
+            for j in 0..DIM {
+                let p = points.0[j][point] * factor;
+                numerator += wx[v][j] * p;
+                denominator += w[v][j] * p * p;
+            }
+        }
+    }
+    // The unit that suits the chosen points best.
+    if numerator > 0.0 {
+        fit.d = fit.d.refitted(numerator / denominator);
     }
     fit
 }
-
-/// Times that the unit of a super-block is fitted to the points, and these to it.
-const ROUNDS: usize = 1;

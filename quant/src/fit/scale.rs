@@ -4,7 +4,7 @@
 //! `2 s slx - s^2 sll` with `slx = sum w x level` and `sll = sum w level^2`; the best `s` for given levels is
 //! `slx / sll`, with score `slx^2 / sll`.
 
-use super::{Group, Half, LANES, Lanes, Weighted, best_lane, clamp, integer, largest, round};
+use super::{CUT, Group, Half, LANES, Lanes, Weighted, best_lane, clamp, integer, largest, round};
 
 /// The values that a format can multiply its scale with.
 pub trait Levels {
@@ -137,38 +137,31 @@ fn best_integer<L: Levels, const N: usize>(group: Group<N>, d: f32, guess: f32, 
     Choice { scale: first + best as i32, slx: slx[best], sll: sll[best] }
 }
 
-/// Scales in `lo..=hi` (`lo` the larger in magnitude) for all groups. In every round the scales are chosen for the
-/// unit, then the unit is solved for, which can only lower the error.
+/// Scales in `lo..=hi` (`lo` the larger in magnitude) for all groups: chosen for a unit, which is then solved
+/// for, and that can only lower the error.
 #[inline(always)]
-pub fn fit_scales<L: Levels, const N: usize, const G: usize>(
-    block: &Weighted,
-    lo: i32,
-    hi: i32,
-    rounds: usize,
-) -> Scales<G> {
+pub fn fit_scales<L: Levels, const N: usize, const G: usize>(block: &Weighted, lo: i32, hi: i32) -> Scales<G> {
     let mut targets = [0.0_f32; G];
     let mut largest = 0.0_f32;
     for g in 0..G {
         targets[g] = best_scale::<L, N>(block.group(g), 0);
         largest = if targets[g].abs() > largest.abs() { targets[g] } else { largest };
     }
-    let mut fit = Scales { d: Half::new(largest / lo as f32), scales: [0; G] };
-    for _ in 0..rounds {
-        let d = fit.d.value;
-        if d == 0.0 {
-            break;
-        }
-        let (mut numerator, mut denominator) = (0.0, 0.0);
-        for g in 0..G {
-            let guess = clamp(targets[g] / d, lo as f32, hi as f32);
-            let choice = best_integer::<L, N>(block.group(g), d, guess, lo, hi);
-            fit.scales[g] = choice.scale;
-            let scale = choice.scale as f32;
-            numerator += scale * choice.slx;
-            denominator += scale * scale * choice.sll;
-        }
-        fit.d = Half::new(if denominator > 0.0 { numerator / denominator } else { 0.0 });
+    let mut fit = Scales { d: Half::not_below(largest / lo as f32, CUT), scales: [0; G] };
+    let d = fit.d.value;
+    if d == 0.0 {
+        return fit;
     }
+    let (mut numerator, mut denominator) = (0.0, 0.0);
+    for g in 0..G {
+        let guess = clamp(targets[g] / d, lo as f32, hi as f32);
+        let choice = best_integer::<L, N>(block.group(g), d, guess, lo, hi);
+        fit.scales[g] = choice.scale;
+        let scale = choice.scale as f32;
+        numerator += scale * choice.slx;
+        denominator += scale * scale * choice.sll;
+    }
+    fit.d = fit.d.refitted(numerator / denominator);
     fit
 }
 

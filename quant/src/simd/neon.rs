@@ -12,7 +12,7 @@ use half::slice::HalfFloatSliceExt;
 use crate::acts::{ActKind, ActRow};
 use crate::format::Format;
 use crate::ints::{IntLayout, Ints, int_layout};
-use crate::kernels::{Batch, Linear, Matvec, Rows, Scratch, act_kind};
+use crate::kernels::{Batch, Linear, Matvec, Rows, act_kind};
 use crate::simd::scalar;
 
 /// The kernels of a format; `None` where it has no integer form and is not F16.
@@ -109,7 +109,7 @@ fn ints_matvec(rows: &Rows<'_>, act: &ActRow<'_>, out: &mut [f32]) {
 /// # Safety
 /// As `Linear::matmul`, on a machine with neon and dotprod.
 #[target_feature(enable = "neon,dotprod")]
-unsafe fn ints_matmul(rows: &Rows<'_>, batch: &Batch<'_>, _scratch: &mut Scratch) {
+unsafe fn ints_matmul(rows: &Rows<'_>, batch: &Batch<'_>) {
     let (layout, len) = (layout_of(rows), rows.format.block_len());
     let mut ints = Ints::ZERO;
     for r in 0..rows.n {

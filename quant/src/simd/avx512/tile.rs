@@ -13,7 +13,7 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
 use crate::acts::{ActKind, ActRow};
-use crate::kernels::{Batch, Linear, OutView, Rows, Scratch, Tokens, act_kind};
+use crate::kernels::{Batch, Linear, OutView, Rows, Tokens, act_kind};
 
 /// Rows in a tile.
 const ROWS: usize = 32;
@@ -122,7 +122,7 @@ pub(super) unsafe fn matvec<U: Unpack>(rows: &Rows<'_>, act: &ActRow<'_>, out: &
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,gfni")]
-unsafe fn matmul<U: Unpack>(rows: &Rows<'_>, batch: &Batch<'_>, _scratch: &mut Scratch) {
+unsafe fn matmul<U: Unpack>(rows: &Rows<'_>, batch: &Batch<'_>) {
     // SAFETY: by the caller.
     unsafe { product::<U, TILES>(rows, batch) }
 }

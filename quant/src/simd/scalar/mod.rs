@@ -7,7 +7,7 @@ pub(crate) mod vector;
 use crate::acts::{ActKind, ActRow, Quantised};
 use crate::format::Format;
 use crate::ints::{IntLayout, Ints, int_layout};
-use crate::kernels::{Batch, Linear, Rows, Scratch, act_kind};
+use crate::kernels::{Batch, Linear, Rows, act_kind};
 
 /// The products of a format: over its integers where it has an integer form, else over decoded f32.
 pub(crate) fn linear(format: Format) -> Linear {
@@ -77,7 +77,7 @@ pub(crate) fn ints_matvec(rows: &Rows<'_>, act: &ActRow<'_>, out: &mut [f32]) {
 ///
 /// # Safety
 /// As `Linear::matmul`.
-pub(crate) unsafe fn ints_matmul(rows: &Rows<'_>, batch: &Batch<'_>, _scratch: &mut Scratch) {
+pub(crate) unsafe fn ints_matmul(rows: &Rows<'_>, batch: &Batch<'_>) {
     let (layout, len) = (layout(rows), rows.format.block_len());
     let mut ints = Ints::ZERO;
     for r in 0..rows.n {
@@ -118,7 +118,7 @@ pub(crate) fn f32_matvec(rows: &Rows<'_>, act: &ActRow<'_>, out: &mut [f32]) {
 
 /// # Safety
 /// As `Linear::matmul`.
-pub(crate) unsafe fn f32_matmul(rows: &Rows<'_>, batch: &Batch<'_>, _scratch: &mut Scratch) {
+pub(crate) unsafe fn f32_matmul(rows: &Rows<'_>, batch: &Batch<'_>) {
     for r in 0..rows.n {
         f32_chunks(rows, r, |at, w| {
             for slot in 0..batch.tokens.len() {
