@@ -7,6 +7,7 @@ mod bandwidth;
 mod bench;
 mod complete;
 mod completions;
+mod imatrix;
 mod input;
 mod inspect;
 mod interrupt;
@@ -58,6 +59,7 @@ enum Command {
     Bench(bench::Arguments),
     Perplexity(perplexity::Arguments),
     Quantize(quantize::Arguments),
+    Imatrix(imatrix::Arguments),
     Logits(logits::Arguments),
     Tokenize(tokenize::Arguments),
     Completions(completions::Arguments),
@@ -77,6 +79,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Perplexity(arguments) => perplexity::run(&arguments),
         Command::Quantize(arguments) => quantize::run(&arguments),
+        Command::Imatrix(arguments) => imatrix::run(&arguments),
         Command::Logits(arguments) => logits::run(&arguments),
         Command::Tokenize(arguments) => tokenize::run(&arguments),
         Command::Completions(arguments) => completions::run(&arguments),

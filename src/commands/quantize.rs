@@ -209,7 +209,7 @@ fn tensor_type(argument: &str) -> Result<(Regex, Format)> {
 fn size(text: &str) -> Result<u64> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = match text[digits.len()..].to_ascii_uppercase().trim_end_matches('B') {
-        "" => 1,
+        "" => 1_u64,
         "K" => 1000,
         "M" => 1_000_000,
         "G" => 1_000_000_000,

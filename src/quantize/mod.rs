@@ -5,6 +5,7 @@
 //! importance matrix says which columns matter; `divergence` says how far the result's predictions are from those of
 //! the original.
 
+pub mod collect;
 pub mod divergence;
 mod encode;
 mod error;
