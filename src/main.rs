@@ -13,6 +13,10 @@ fn main() -> ExitCode {
     match commands::run(Cli::parse()) {
         Ok(code) => code,
         Err(error) if commands::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if commands::is_interruption(&error) => {
+            let _ = writeln!(std::io::stderr(), "rynd: {error:#}");
+            ExitCode::from(commands::INTERRUPTED)
+        }
         Err(error) => {
             // When stderr is gone as well there is nobody left to tell.
             let _ = writeln!(std::io::stderr(), "rynd: error: {error:#}");

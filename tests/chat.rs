@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use rynd::chat::{BUILTIN_NAMES, ChatError, Content, Message, Template};
+use rynd::gguf::{Gguf, Writer};
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 
@@ -22,6 +23,9 @@ fn all_golden_conversations_render_as_jinja2_renders_them() {
     let (mut rendered, mut wrong) = (0, Vec::new());
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "json") {
+            continue;
+        }
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
         let golden: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
         let text = |value: &Value| value.as_str().unwrap().to_owned();
@@ -36,7 +40,7 @@ fn all_golden_conversations_render_as_jinja2_renders_them() {
             let tools = Some(&case["tools"]).filter(|tools| !tools.is_null());
             let add_generation_prompt = case["add_generation_prompt"].as_bool().unwrap();
             let found = template.render(&messages, tools, add_generation_prompt, &extra);
-            if found.as_deref() != Ok(case["output"].as_str().unwrap()) {
+            if found.as_deref().ok() != case["output"].as_str() {
                 wrong.push(format!("{name} {} {add_generation_prompt}\n{found:?}\n{:?}", case["name"], case["output"]));
             }
             rendered += 1;
@@ -202,7 +206,7 @@ fn a_template_may_refuse_a_conversation_in_its_own_words() {
     let source = "{% if messages[0].role == 'system' %}{{ raise_exception('No system role here') }}{% endif %}ok";
     assert_eq!(render(source, &[Message::user("x")], json!({})).unwrap(), "ok");
     let error = render(source, &[Message::system("x")], json!({})).unwrap_err();
-    assert_eq!(error, ChatError::Refused { template: "test".into(), why: "No system role here".into() });
+    assert!(matches!(&error, ChatError::Refused { why, .. } if why == "No system role here"), "{error}");
 }
 
 #[test]
@@ -264,4 +268,27 @@ fn the_built_in_template_is_chosen_by_name_and_writes_chatml() {
     assert!(BUILTIN_NAMES.iter().all(|name| Template::builtin(name).is_ok()));
     let error = Template::builtin("nope").err().unwrap();
     assert_eq!(error.to_string(), "there is no built-in chat template 'nope': use one of chatml");
+}
+
+#[test]
+fn a_model_file_gives_its_templates_or_a_clear_error() {
+    let path = std::env::temp_dir().join(format!("rynd-chat-{}.gguf", std::process::id()));
+    let write = |keys: &[(&str, &str)]| {
+        let mut writer = Writer::create(&path).unwrap();
+        keys.iter().for_each(|(key, value)| writer.set(key, *value).unwrap());
+        writer.finish().unwrap();
+        Gguf::open(&path).unwrap()
+    };
+    let source = |gguf: &Gguf, tools| Template::from_gguf(gguf, tools).unwrap().source().to_owned();
+    let both = write(&[("tokenizer.chat_template", "plain"), ("tokenizer.chat_template.tool_use", "tools")]);
+    assert_eq!((source(&both, false).as_str(), source(&both, true).as_str()), ("plain", "tools"));
+    let one = write(&[("tokenizer.chat_template", "plain")]);
+    assert_eq!(source(&one, true), "plain");
+    let none = write(&[("general.name", "m")]);
+    let error = Template::from_gguf(&none, false).err().unwrap().to_string();
+    assert!(error.contains("has no chat template") && error.contains("chatml"), "{error}");
+    let broken = write(&[("tokenizer.chat_template", "\n{% if %}")]);
+    let error = Template::from_gguf(&broken, false).err().unwrap().to_string();
+    assert!(error.contains("line 2") && error.contains("rynd-chat-"), "{error}");
+    std::fs::remove_file(&path).unwrap();
 }

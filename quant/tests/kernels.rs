@@ -1,5 +1,7 @@
 //! Matrix products: the scalar truth against decoded weights in f64, and every other level against the scalar truth.
 
+#![expect(clippy::expect_used, reason = "a test fails by panicking")]
+
 use std::path::PathBuf;
 
 use rynd_quant::{ActKind, ActView, Acts, Format, Kernels, Level, Linear, OutView, Tokens};

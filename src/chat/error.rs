@@ -1,8 +1,9 @@
 //! What can go wrong between a conversation and a prompt.
 
+use crate::gguf::GgufError;
 use thiserror::Error;
 
-#[derive(Debug, Clone, Error, PartialEq)]
+#[derive(Debug, Error)]
 pub enum ChatError {
     #[error("the chat template of {template} is broken in line {line}: {why}\n  {source_line}\nUse another template (built in: {})", super::BUILTIN_NAMES.join(", "))]
     Syntax { template: String, line: usize, why: String, source_line: String },
@@ -14,6 +15,8 @@ pub enum ChatError {
     Endless { template: String, line: usize, source_line: String },
     #[error("{model} has no chat template (tokenizer.chat_template): name one (built in: {}), or send a raw prompt", super::BUILTIN_NAMES.join(", "))]
     NoTemplate { model: String },
+    #[error(transparent)]
+    File(#[from] GgufError),
     #[error("there is no built-in chat template '{name}': use one of {}", super::BUILTIN_NAMES.join(", "))]
     UnknownBuiltin { name: String },
 }

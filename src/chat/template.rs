@@ -9,6 +9,7 @@ use super::error::ChatError;
 use super::json::tojson;
 use super::message::{Arguments, Message};
 use super::python;
+use crate::gguf::Gguf;
 use jiff::civil::DateTime;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
@@ -75,6 +76,16 @@ impl Template {
         match added {
             Ok(()) => Ok(template),
             Err(error) => Err(template.describe(&error)),
+        }
+    }
+
+    /// The template of a model file. Some files carry a second one for conversations with tools.
+    pub fn from_gguf(gguf: &Gguf, with_tools: bool) -> Result<Self, ChatError> {
+        let model = gguf.path().display().to_string();
+        let for_tools = if with_tools { gguf.opt_str("tokenizer.chat_template.tool_use")? } else { None };
+        match for_tools.map_or_else(|| gguf.opt_str("tokenizer.chat_template"), |source| Ok(Some(source)))? {
+            Some(source) => Self::new(source, &model),
+            None => Err(ChatError::NoTemplate { model }),
         }
     }
 

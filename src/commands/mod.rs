@@ -5,6 +5,7 @@
 
 mod bandwidth;
 mod bench;
+mod complete;
 mod completions;
 mod input;
 mod inspect;
@@ -36,6 +37,7 @@ use clap::{Parser, Subcommand};
 #[command(name = "rynd", version, about, max_term_width = 100)]
 #[command(after_help = "\
 Environment:
+  RYND_HOME   where fetched models and the configuration are kept
   RYND_SIMD   caps the instruction set: scalar, avx2, avx512 or neon
 
 Run 'rynd COMMAND --help' for a command's options and examples.")]
@@ -47,6 +49,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Arguments),
+    Complete(complete::Arguments),
     Pull(pull::Arguments),
     List(list::Arguments),
     Rm(rm::Arguments),
@@ -64,6 +67,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     rynd_quant::Kernels::from_env()?;
     match cli.command {
         Command::Run(arguments) => run::run(&arguments),
+        Command::Complete(arguments) => complete::run(&arguments),
         Command::Pull(arguments) => pull::run(&arguments),
         Command::List(arguments) => list::run(&arguments),
         Command::Rm(arguments) => rm::run(&arguments),
@@ -76,6 +80,9 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Man(arguments) => man::run(&arguments),
     }
 }
+
+pub use interrupt::EXIT_CODE as INTERRUPTED;
+pub use obtain::is_interruption;
 
 /// Whether the error is only that nobody reads our output any more (`rynd run ... | head -1`).
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {

@@ -47,6 +47,15 @@ pub struct SamplingFlags {
 }
 
 impl SamplingFlags {
+    /// As `config`, but the likeliest token when no temperature is given: for code at a cursor.
+    pub fn config_or_greedy(&self) -> Result<SamplerConfig> {
+        let mut config = self.config()?;
+        if self.temp.is_none() {
+            config = SamplerConfig { seed: config.seed, logit_bias: config.logit_bias, ..SamplerConfig::greedy() };
+        }
+        Ok(config)
+    }
+
     /// The settings, over the defaults.
     pub fn config(&self) -> Result<SamplerConfig> {
         let defaults = SamplerConfig::default();

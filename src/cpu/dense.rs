@@ -299,12 +299,6 @@ const MAX_PARTS: usize = 8;
 pub(super) fn activate(kernels: &rynd_quant::Kernels, act: Activation, gate: &mut [f32], up: &[f32]) {
     match act {
         Activation::Silu => kernels.vector().silu_mul(gate, up),
-        Activation::GeluTanh => {
-            const SQRT_2_OVER_PI: f32 = 0.797_884_6;
-            for (g, u) in gate.iter_mut().zip(up) {
-                let x = *g;
-                *g = 0.5 * x * (1.0 + (SQRT_2_OVER_PI * x * (1.0 + 0.044_715 * x * x)).tanh()) * u;
-            }
-        }
+        Activation::GeluTanh => kernels.vector().gelu_mul(gate, up),
     }
 }

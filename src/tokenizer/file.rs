@@ -7,7 +7,12 @@ impl<'a> Vocab<'a> {
     /// Reads the keys; whether they make sense together is for `Tokenizer::new` to say.
     pub fn from_gguf(gguf: &'a Gguf) -> Result<Vocab<'a>, GgufError> {
         let key = |name: &str| format!("tokenizer.ggml.{name}");
-        let id = |name: &str| gguf.opt_u32(&key(name));
+        // Converters write -1 for a token that the model does not have, signed or not.
+        let id = |name: &str| {
+            let id = gguf.opt_i64(&key(name))?;
+            Ok::<_, GgufError>(id.and_then(|id| u32::try_from(id).ok()).filter(|&id| id != u32::MAX))
+        };
+        let renamed = |name: &str, before: &str| Ok::<_, GgufError>(id(name)?.or(id(before)?));
         let types = gguf.opt_i32s(&key("token_type"))?.unwrap_or_default();
         Ok(Vocab {
             model: gguf.str(&key("model"))?,
@@ -23,9 +28,9 @@ impl<'a> Vocab<'a> {
             unknown: id("unknown_token_id")?,
             padding: id("padding_token_id")?,
             fim: Fim {
-                prefix: id("fim_pre_token_id")?,
-                suffix: id("fim_suf_token_id")?,
-                middle: id("fim_mid_token_id")?,
+                prefix: renamed("fim_pre_token_id", "prefix_token_id")?,
+                suffix: renamed("fim_suf_token_id", "suffix_token_id")?,
+                middle: renamed("fim_mid_token_id", "middle_token_id")?,
                 pad: id("fim_pad_token_id")?,
                 repo: id("fim_rep_token_id")?,
                 file_sep: id("fim_sep_token_id")?,

@@ -3,6 +3,8 @@
 //! A level gives `None` for a format that it has no kernel for; the scalar one then stands in.
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -46,19 +48,25 @@ pub(crate) fn linear(level: Level, format: Format) -> Option<Linear> {
         Level::Neon => neon::linear(format),
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => avx512::linear(format),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => avx2::linear(format),
         _ => None,
     }
 }
 
-pub(crate) fn exact(level: Level, _format: Format) -> Option<Linear> {
+pub(crate) fn exact(level: Level, format: Format) -> Option<Linear> {
     match level {
-        Level::Scalar | Level::Avx2 | Level::Avx512 | Level::Neon => None,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 | Level::Avx512 => Some(avx2::exact(format)),
+        _ => Some(scalar::exact(format)),
     }
 }
 
 pub(crate) fn quantise(level: Level) -> Quantise {
     match level {
-        Level::Scalar | Level::Avx2 | Level::Avx512 | Level::Neon => scalar::quantise,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 | Level::Avx512 => avx2::quantise,
+        _ => scalar::quantise,
     }
 }
 

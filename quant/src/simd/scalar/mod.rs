@@ -22,6 +22,7 @@ pub(crate) fn exact(format: Format) -> Linear {
 }
 
 /// d = amax / 127, q = x / d rounded half to even; blocks whose values are all (nearly) zero become zero.
+#[inline(always)]
 pub(crate) fn quantise(kind: ActKind, x: &[f32], into: Quantised<'_>) {
     let len = kind.block_len();
     for ((x, q), d) in x.chunks_exact(len).zip(into.q.chunks_exact_mut(len)).zip(into.d) {
@@ -99,6 +100,7 @@ pub(crate) unsafe fn ints_matmul(rows: &Rows<'_>, batch: &Batch<'_>) {
 /// Values decoded at a time: a whole number of blocks of every format.
 const CHUNK: usize = 256;
 
+#[inline(always)]
 fn f32_chunks(rows: &Rows<'_>, r: usize, mut use_chunk: impl FnMut(usize, &[f32])) {
     let mut weights = [0f32; CHUNK];
     let len = rows.format.block_len();
@@ -109,6 +111,7 @@ fn f32_chunks(rows: &Rows<'_>, r: usize, mut use_chunk: impl FnMut(usize, &[f32]
     }
 }
 
+#[inline(always)]
 pub(crate) fn f32_matvec(rows: &Rows<'_>, act: &ActRow<'_>, out: &mut [f32]) {
     for (r, out) in out.iter_mut().enumerate() {
         *out = 0.0;
@@ -118,6 +121,7 @@ pub(crate) fn f32_matvec(rows: &Rows<'_>, act: &ActRow<'_>, out: &mut [f32]) {
 
 /// # Safety
 /// As `Linear::matmul`.
+#[inline(always)]
 pub(crate) unsafe fn f32_matmul(rows: &Rows<'_>, batch: &Batch<'_>) {
     for r in 0..rows.n {
         f32_chunks(rows, r, |at, w| {

@@ -9,6 +9,7 @@ pub(crate) const TABLE: Vector =
 
 const LANES: usize = 8;
 
+#[inline(always)]
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [0f32; LANES];
     let (a8, a_rest) = a.as_chunks::<LANES>();

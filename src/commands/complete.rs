@@ -1,0 +1,197 @@
+//! `rynd complete`: the text that belongs at a cursor.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+
+use super::load::{self, EngineFlags, ModelArg};
+use super::sampling::SamplingFlags;
+use super::{input, interrupt};
+use crate::complete::{Completer, Completion, Options, Request, relevant};
+use crate::generate::Finish;
+
+/// Fill in the middle: print the text that belongs at a cursor
+///
+/// The cursor is a position in a file, a prefix and a suffix, or a marker in the text on stdin.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  rynd complete qwen2.5-coder-1.5b --file src/main.rs --line 12 --col 5
+  rynd complete model.gguf --prefix 'def add(a, b):' --suffix ''
+  printf 'fn max(a: i32, b: i32) -> i32 {<CURSOR>}' | rynd complete model.gguf
+  rynd complete model.gguf --file app.py --line 3 --col 1 --repo . --candidates 3 --temp 0.6 --json")]
+pub struct Arguments {
+    #[command(flatten)]
+    model: ModelArg,
+    /// The open file
+    #[arg(long, value_name = "FILE", requires = "line", conflicts_with_all = ["prefix", "suffix"])]
+    file: Option<PathBuf>,
+    /// Line of the cursor, from 1
+    #[arg(long, value_name = "N", requires = "file", value_parser = load::at_least_one())]
+    line: Option<usize>,
+    /// Column of the cursor in characters, from 1: it stands before that character [default: the line's end]
+    #[arg(long, value_name = "N", requires = "file", value_parser = load::at_least_one())]
+    col: Option<usize>,
+    /// Text before the cursor
+    #[arg(long, value_name = "TEXT")]
+    prefix: Option<String>,
+    /// Text behind the cursor
+    #[arg(long, value_name = "TEXT")]
+    suffix: Option<String>,
+    /// What marks the cursor in the text on stdin
+    #[arg(long, value_name = "TEXT", default_value = "<CURSOR>")]
+    marker: String,
+    /// Repository whose related files go into the prompt
+    #[arg(long, value_name = "DIR", requires = "file")]
+    repo: Option<PathBuf>,
+    /// Prompt tokens, at most
+    #[arg(long, value_name = "TOKENS", default_value = "2048", value_parser = load::at_least_one())]
+    prompt_tokens: usize,
+    /// Tokens to generate, at most
+    #[arg(short = 'n', long, value_name = "TOKENS", default_value = "128", value_parser = load::at_least_one())]
+    tokens: usize,
+    /// Stop after this time, with what there is
+    #[arg(long, value_name = "MS")]
+    max_ms: Option<u64>,
+    /// Completions to make; more than one needs a --temp above 0
+    #[arg(long, value_name = "K", default_value = "1", value_parser = load::at_least_one())]
+    candidates: usize,
+    /// Print a JSON array with text, end and token counts of each candidate
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    sampling: SamplingFlags,
+    #[command(flatten)]
+    engine: EngineFlags,
+}
+
+/// Runs the command.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let request = request(arguments)?;
+    let mut sampling = arguments.sampling.config_or_greedy()?;
+    if arguments.candidates > 1 && sampling.temperature == 0.0 {
+        bail!("--candidates {} of the likeliest text are all the same; add --temp 0.6", arguments.candidates);
+    }
+    let mut engine = arguments.model.load(&arguments.engine.config())?;
+    let tokenizer = load::tokenizer(engine.gguf())?;
+    interrupt::watch()?;
+    let mut completer = Completer::default();
+    let mut completions = vec![];
+    for candidate in 0..arguments.candidates {
+        if candidate > 0 {
+            sampling.seed = sampling.seed.map(|seed| seed.wrapping_add(1));
+        }
+        let options = Options {
+            max_tokens: arguments.tokens,
+            time: arguments.max_ms.map(Duration::from_millis),
+            prompt_tokens: arguments.prompt_tokens,
+            sampling: sampling.clone(),
+        };
+        completions.push(completer.complete(&mut engine, &tokenizer, &request, &options, interrupt::asked)?);
+        if interrupt::asked() {
+            break;
+        }
+    }
+    print(&completions, arguments.json)?;
+    Ok(if interrupt::asked() { ExitCode::from(interrupt::EXIT_CODE) } else { ExitCode::SUCCESS })
+}
+
+fn print(completions: &[Completion], as_json: bool) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    if as_json {
+        let list: Vec<_> = completions
+            .iter()
+            .map(|c| {
+                json!({
+                    "text": c.text,
+                    "finish": match c.finish {
+                        Finish::End => "end",
+                        Finish::Stop => "stop",
+                        Finish::Length => "length",
+                        Finish::Interrupted => "time",
+                    },
+                    "prompt_tokens": c.prompt_tokens,
+                    "cached_tokens": c.cached_tokens,
+                    "generated_tokens": c.generated_tokens,
+                    "ms": c.elapsed.as_millis() as u64,
+                })
+            })
+            .collect();
+        writeln!(out, "{}", serde_json::to_string_pretty(&list)?)?;
+    } else {
+        for (i, completion) in completions.iter().enumerate() {
+            if i > 0 {
+                writeln!(out, "\n--- candidate {}", i + 1)?;
+            }
+            writeln!(out, "{}", completion.text)?;
+        }
+    }
+    Ok(out.flush()?)
+}
+
+fn request(arguments: &Arguments) -> Result<Request> {
+    let Some(file) = &arguments.file else {
+        let (prefix, suffix) = match (&arguments.prefix, &arguments.suffix) {
+            (None, None) => {
+                let text = input::read_stdin()?;
+                let (prefix, suffix) = text.split_once(&arguments.marker).with_context(|| {
+                    format!("the text on stdin has no cursor; put {:?} where it is", arguments.marker)
+                })?;
+                (prefix.to_owned(), suffix.to_owned())
+            }
+            (prefix, suffix) => (prefix.clone().unwrap_or_default(), suffix.clone().unwrap_or_default()),
+        };
+        return Ok(Request { prefix, suffix, ..Request::default() });
+    };
+    let text = input::read_file(file)?;
+    let at = offset(&text, arguments.line.unwrap_or(1), arguments.col)
+        .with_context(|| format!("{}: the cursor is outside of the file", file.display()))?;
+    let mut request = Request { prefix: text[..at].to_owned(), suffix: text[at..].to_owned(), ..Request::default() };
+    if let Some(root) = &arguments.repo {
+        let root = root.canonicalize().with_context(|| root.display().to_string())?;
+        let open = file.canonicalize().with_context(|| file.display().to_string())?;
+        let open = open
+            .strip_prefix(&root)
+            .with_context(|| format!("{} is not inside of the repository {}", file.display(), root.display()))?;
+        // Four bytes a token is a safe guess; what does not fit is left out when the prompt is built.
+        request.files = relevant(&root, open, &request.prefix, &request.suffix, arguments.prompt_tokens * 4);
+        request.repository = root.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        request.path = Some(slashes(open));
+    }
+    Ok(request)
+}
+
+fn slashes(path: &Path) -> String {
+    path.components().map(|c| c.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("/")
+}
+
+/// Byte offset of a line and column, both from 1; without a column the line's end.
+fn offset(text: &str, line: usize, col: Option<usize>) -> Option<usize> {
+    let start = if line == 1 { 0 } else { text.match_indices('\n').nth(line - 2)?.0 + 1 };
+    let rest = text[start..].split('\n').next().unwrap_or_default();
+    let within = match col {
+        None => rest.len(),
+        Some(col) => rest.char_indices().map(|(at, _)| at).chain([rest.len()]).nth(col - 1)?,
+    };
+    Some(start + within)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_is_a_line_and_a_column_in_characters() {
+        let text = "ab\nçd\n";
+        assert_eq!(offset(text, 1, None), Some(2));
+        assert_eq!(offset(text, 2, Some(2)), Some(5));
+        assert_eq!(offset(text, 2, Some(3)), Some(6));
+        assert_eq!(offset(text, 3, Some(1)), Some(7));
+        assert_eq!(offset(text, 2, Some(4)), None);
+        assert_eq!(offset(text, 4, None), None);
+    }
+}
