@@ -1,10 +1,11 @@
 //! Encoding rows of weights: the checked entry, the weighting of errors, the loops over rows and blocks.
 //!
 //! An encoder minimises `sum w (x - decoded)^2` over a block. Without an importance matrix `w` grows with the weight's
-//! own size, because large weights meet large activations more often; with one, `w` is the column's mean squared
-//! activation times a milder factor of that kind. The same Rust code is compiled for SSE2/NEON, AVX2 and AVX-512; since
-//! Rust never contracts or reorders float operations, all give the same bytes. Rows are independent: threads are the
-//! caller's business.
+//! own size; with one, `w` is the column's mean squared activation times a milder factor of that kind. The plain mean
+//! squared error would fall with `w = 1`, but a model's output suffers: Qwen2.5-Coder-0.5B as Q4_0 strays from its F16
+//! self by a mean KL divergence of 0.058 so, of 0.045 with `w = rms + |x|`, and of 0.055 as llama-quantize writes it.
+//! The same Rust code is compiled for SSE2 or NEON, AVX2 and AVX-512; since Rust never contracts or reorders float
+//! operations, all give the same bytes. Rows are independent: threads are the caller's business.
 
 use crate::Format;
 use crate::block::{Block, MAX_LEN};
@@ -39,8 +40,6 @@ pub trait Encode: Block {
 pub enum Weighting {
     /// The encoder asks for none, with importance or without.
     Unused,
-    /// 1.
-    Uniform,
     /// `|x|` plus the root mean square of the block.
     Linear,
     /// `x^2` plus a part of the mean square of the block.
@@ -187,10 +186,15 @@ fn floor(importance: &[f32]) -> f32 {
     if mean > 0.0 { (1e-6 * mean) as f32 } else { 1.0 }
 }
 
+/// How much of the row's mean square joins a weight's own square. More lowers the error that importance alone weighs,
+/// less seems to lower the KL divergence of the model's output. At this, the former is at most 1.004 times
+/// llama-quantize's on every fixture, and the latter equal within the error bars (Q3_K_S: 0.0592 and 0.0583, +- 0.0025).
+const TEMPER: f32 = 1.25;
+
 #[inline(always)]
 fn important(x: &[f32], importance: &[f32], floor: f32, mean_square: f32, w: &mut [f32]) {
     for j in 0..x.len() {
-        w[j] = (importance[j] + floor) * (mean_square + x[j] * x[j]).sqrt() + FLOOR;
+        w[j] = (importance[j] + floor) * (TEMPER * mean_square + x[j] * x[j]).sqrt() + FLOOR;
     }
 }
 
@@ -198,7 +202,6 @@ fn important(x: &[f32], importance: &[f32], floor: f32, mean_square: f32, w: &mu
 fn unimportant(x: &[f32], weighting: Weighting, w: &mut [f32]) {
     match weighting {
         Weighting::Unused => {}
-        Weighting::Uniform => w.fill(1.0),
         Weighting::Linear => {
             let rms = mean_square(x).sqrt() + FLOOR;
             for j in 0..x.len() {

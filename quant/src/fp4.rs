@@ -110,7 +110,7 @@ impl Levels for E2M1 {
 
 impl Encode for MXFP4 {
     const LIMIT: f32 = f32::MAX;
-    const WEIGHTING: Weighting = Weighting::Uniform;
+    const WEIGHTING: Weighting = Weighting::Linear;
 
     /// The scale is a power of two: the one under which the largest weight comes to lie in 8..16, or a neighbour.
     #[inline(always)]
