@@ -18,14 +18,20 @@ impl Block for Q6_K {
     #[inline(always)]
     fn decode(src: &[u8], dst: &mut [f32]) {
         let d = f16_at(src, 208);
-        for (group, dst) in dst.chunks_exact_mut(16).enumerate() {
-            let scale = d * f32::from(src[192 + group] as i8);
-            let (half, s, j) = (group / 8, group / 2 % 4, group % 2 * 16);
-            let ql = &src[64 * half + 32 * (s % 2) + j..][..16];
-            let qh = &src[128 + 32 * half + j..][..16];
-            for j in 0..16 {
-                let q = ql[j] >> (s / 2 * 4) & 15 | (qh[j] >> (2 * s) & 3) << 4;
-                dst[j] = scale * f32::from(q as i8 - 32);
+        for (run, dst) in dst.chunks_exact_mut(32).enumerate() {
+            let (half, s) = (run / 4, run % 4);
+            let ql = &src[64 * half + 32 * (s % 2)..][..32];
+            let qh = &src[128 + 32 * half..][..32];
+            let mut q = [0; 32];
+            for j in 0..32 {
+                q[j] = ql[j] >> (s / 2 * 4) & 15 | (qh[j] >> (2 * s) & 3) << 4;
+            }
+            let scales = &src[192 + 2 * run..][..2];
+            for (i, dst) in dst.chunks_exact_mut(16).enumerate() {
+                let scale = d * f32::from(scales[i] as i8);
+                for j in 0..16 {
+                    dst[j] = scale * (i32::from(q[16 * i + j]) - 32) as f32;
+                }
             }
         }
     }
