@@ -37,7 +37,7 @@ pub enum BackendError {
 }
 
 /// How cached keys and values are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum KvFormat {
     F32,
     #[default]

@@ -7,6 +7,7 @@ mod bandwidth;
 mod bench;
 mod complete;
 mod completions;
+mod imatrix;
 mod input;
 mod inspect;
 mod interrupt;
@@ -20,6 +21,7 @@ mod numbers;
 mod obtain;
 mod perplexity;
 mod pull;
+mod quantize;
 mod rm;
 mod run;
 mod sampling;
@@ -56,6 +58,8 @@ enum Command {
     Inspect(inspect::Arguments),
     Bench(bench::Arguments),
     Perplexity(perplexity::Arguments),
+    Quantize(quantize::Arguments),
+    Imatrix(imatrix::Arguments),
     Logits(logits::Arguments),
     Tokenize(tokenize::Arguments),
     Completions(completions::Arguments),
@@ -74,6 +78,8 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Perplexity(arguments) => perplexity::run(&arguments),
+        Command::Quantize(arguments) => quantize::run(&arguments),
+        Command::Imatrix(arguments) => imatrix::run(&arguments),
         Command::Logits(arguments) => logits::run(&arguments),
         Command::Tokenize(arguments) => tokenize::run(&arguments),
         Command::Completions(arguments) => completions::run(&arguments),

@@ -207,6 +207,7 @@ impl Cpu {
         let mut kinds = [ActKind::F32; MAX_PARTS];
         parts.iter().zip(&mut kinds).for_each(|(part, kind)| *kind = self.linear(part.weight).act());
         let (rows_f32, set) = self.inputs(w, own, normed, self.buffer(x), [t, k], norm, &kinds[..parts.len()]);
+        parts.iter().for_each(|part| self.see(w, part.weight, 0, rows_f32));
 
         let total: usize = parts.iter().map(|part| self.plan.weight(part.weight).rows).sum();
         let chunk = self.chunk_rows(w, t, total);
@@ -265,15 +266,16 @@ impl Cpu {
         w: &Worker,
         x: Slot,
         norm: Option<Norm>,
-        [gate, up]: [WeightId; 2],
+        ids: [WeightId; 2],
         act: Activation,
         out: Slot,
     ) {
         let (t, k) = (run.rows(x), self.width(x));
-        let (gate, up) = (self.matrix(gate), self.matrix(up));
+        let [gate, up] = ids.map(|id| self.matrix(id));
         let WorkerState { own, normed, tile, tile2, .. } = self.worker(w);
         let kinds = [gate.linear.act(), up.linear.act()];
         let (rows_f32, set) = self.inputs(w, own, normed, self.buffer(x), [t, k], norm, &kinds);
+        ids.iter().for_each(|&id| self.see(w, id, 0, rows_f32));
         let n = gate.rows;
         let chunk = self.chunk_rows(w, t, n);
         w.chunks(n, chunk, |rows| {

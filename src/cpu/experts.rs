@@ -89,6 +89,14 @@ impl Groups {
         }
     }
 
+    /// (expert, pair) of all pairs.
+    fn pairs(&self) -> impl Iterator<Item = (usize, usize)> {
+        (0..self.experts.len()).flat_map(|i| {
+            let (expert, pairs) = self.get(i);
+            pairs.map(move |pair| (expert, pair))
+        })
+    }
+
     /// The i-th picked expert and its pairs.
     fn get(&self, i: usize) -> (usize, std::ops::Range<usize>) {
         let start = if i == 0 { 0 } else { self.experts[i - 1].1 };
@@ -124,6 +132,7 @@ impl Cpu {
         let WorkerState { own, normed, tile, order, .. } = self.worker(w);
         let kind = matrix.linear.act();
         let (rows_f32, set) = self.inputs(w, own, normed, self.buffer(x), [t, k], None, &[kind]);
+        self.see(w, weight, 0, rows_f32);
         // SAFETY: phase contract; the set was filled for this kind and is only read.
         let view = unsafe { set.view(kind, [t, k], rows_f32) };
         w.chunks(experts, experts.div_ceil(w.team()).next_multiple_of(16).min(CHUNK), |rows| {
@@ -184,6 +193,8 @@ impl Cpu {
         let WorkerState { own, own_hidden, normed, tile, tile2, .. } = self.worker(w);
         let kinds = [self.linear(weights.gate).act(), self.linear(weights.up).act()];
         let (rows_f32, set) = self.inputs(w, own, normed, self.buffer(x), [1, k], None, &kinds);
+        let picked = || picks[..used].iter().map(|pick| pick.to_bits() as usize);
+        self.see_picked(w, &[weights.gate, weights.up], picked().map(|expert| (expert, 0)), rows_f32);
         // SAFETY: phase contract; the set was filled for both kinds and is only read.
         let (gate_x, up_x) = unsafe { (set.view(kinds[0], [1, k], rows_f32), set.view(kinds[1], [1, k], rows_f32)) };
 
@@ -210,6 +221,7 @@ impl Cpu {
         // SAFETY: phase contract; hidden was written before the barrier, and the set is this worker's own.
         let hidden = unsafe {
             let hidden = self.mixture.hidden.get(0..used * ff);
+            self.see_picked(w, &[weights.down], picked().enumerate().map(|(pick, expert)| (expert, pick)), hidden);
             own_hidden.fill(&[kind], [used, ff], 0..used, hidden);
             own_hidden.view(kind, [used, ff], hidden)
         };
@@ -244,6 +256,8 @@ impl Cpu {
         groups.fill(picks, used, self.plan.weight(weights.gate).experts);
         let kinds = [self.linear(weights.gate).act(), self.linear(weights.up).act()];
         let (rows_f32, set) = self.inputs(w, own, normed, self.buffer(x), [t, k], None, &kinds);
+        let tokens = groups.pairs().map(|(expert, pair)| (expert, groups.tokens[pair] as usize));
+        self.see_picked(w, &[weights.gate, weights.up], tokens, rows_f32);
         // SAFETY: phase contract; the set was filled for both kinds and is only read.
         let (gate_x, up_x) = unsafe { (set.view(kinds[0], [t, k], rows_f32), set.view(kinds[1], [t, k], rows_f32)) };
 
@@ -279,7 +293,11 @@ impl Cpu {
         }
         w.barrier();
         // SAFETY: phase contract; all was filled before the barrier.
-        let hidden = unsafe { self.mixture.acts.view(kind, [pairs, ff], self.mixture.hidden.get(0..pairs * ff)) };
+        let hidden = unsafe {
+            let hidden = self.mixture.hidden.get(0..pairs * ff);
+            self.see_picked(w, &[weights.down], groups.pairs(), hidden);
+            self.mixture.acts.view(kind, [pairs, ff], hidden)
+        };
         let chunk = (n / (4 * w.team())).next_multiple_of(16).clamp(16, CHUNK);
         w.chunks(n, chunk, |rows| {
             for i in 0..groups.experts.len() {

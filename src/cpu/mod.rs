@@ -8,6 +8,7 @@ mod attention;
 mod dense;
 mod experts;
 mod kv;
+mod sums;
 mod threads;
 
 use std::cell::UnsafeCell;
@@ -18,6 +19,7 @@ use rynd_quant::attention::{PAGE, PageKernels};
 use rynd_quant::{Kernels, Linear};
 
 use self::kv::KvCache;
+pub use self::sums::{InputSums, WeightSums};
 use self::threads::{Shared, Team, Worker};
 use crate::backend::{Backend, BackendError, Env, KvFormat};
 use crate::plan::{KvId, Op, PAGE_TOKENS, Plan, RopeId, RopeLayout, Slot, WeightId};
@@ -57,6 +59,8 @@ pub struct Cpu {
     acts: dense::ActSet,           // (batch, widest input)
     mixture: experts::Mixture,
     workers: Vec<UnsafeCell<WorkerState>>,
+    /// Who wants to know what goes into the products.
+    sums: Option<Arc<InputSums>>,
 }
 
 // SAFETY: the cells are reached only from inside `run`, `workers[i]` by worker i alone; the rest is `Sync` by itself.
@@ -147,6 +151,7 @@ impl Cpu {
             partials: Shared::zeroed(partials, "activations")?,
             angles,
             workers: (0..team.size()).map(|_| UnsafeCell::default()).collect(),
+            sums: None,
             team,
             plan,
             weights,

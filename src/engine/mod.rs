@@ -13,7 +13,7 @@ use std::sync::Arc;
 pub use session::{Session, Wanted};
 
 use crate::backend::{Backend, BackendError, Env, KvFormat, Token};
-use crate::cpu::{Cpu, CpuConfig};
+use crate::cpu::{Cpu, CpuConfig, InputSums};
 use crate::gguf::{Gguf, GgufError};
 use crate::models::{self, RopeOverride};
 use crate::plan::{PAGE_TOKENS, Plan, PlanError, Slot};
@@ -53,6 +53,8 @@ pub struct EngineConfig {
     pub rope: RopeOverride,
     /// Timelines that may be full at once.
     pub sessions: usize,
+    /// Sum up the squared inputs of all matrices, for an importance matrix.
+    pub observe_inputs: bool,
 }
 
 /// Context when neither the user nor a smaller model says otherwise.
@@ -68,6 +70,7 @@ impl Default for EngineConfig {
             exact: false,
             rope: RopeOverride::default(),
             sessions: 1,
+            observe_inputs: false,
         }
     }
 }
@@ -82,6 +85,7 @@ pub struct Engine {
     batch: usize,
     threads: usize,
     logits: Vec<f32>, // (r, vocab) of the last run
+    input_sums: Option<Arc<InputSums>>,
 }
 
 impl Engine {
@@ -98,7 +102,11 @@ impl Engine {
         let batch = config.batch.clamp(1, context);
         let pages = context.div_ceil(PAGE_TOKENS) * config.sessions.max(1);
         let weights = Weights::new(gguf.clone(), Arc::clone(&plan));
-        let cpu = Cpu::new(weights, &CpuConfig { threads, batch, pages, kv: config.kv, exact: config.exact })?;
+        let mut cpu = Cpu::new(weights, &CpuConfig { threads, batch, pages, kv: config.kv, exact: config.exact })?;
+        let input_sums = config.observe_inputs.then(|| Arc::new(InputSums::new(&plan)));
+        if let Some(sums) = &input_sums {
+            cpu.observe(Arc::clone(sums));
+        }
         Ok(Engine {
             gguf,
             plan,
@@ -108,6 +116,7 @@ impl Engine {
             batch,
             threads,
             logits: vec![],
+            input_sums,
         })
     }
 
@@ -119,6 +128,11 @@ impl Engine {
     /// The forward pass.
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// The squared inputs of all matrices so far, if the configuration asks for them.
+    pub fn input_sums(&self) -> Option<&InputSums> {
+        self.input_sums.as_deref()
     }
 
     /// Tokens of one timeline, at most.

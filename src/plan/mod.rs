@@ -6,10 +6,12 @@
 
 mod builder;
 mod op;
+mod place;
 mod rope;
 
 pub use builder::{Builder, PlanError};
 pub use op::{Activation, Gating, Heads, Norm, Op, Part};
+pub use place::{Room, Sides, Stage, place, stages};
 pub use rope::{RopeLayout, RopeScaling, RopeTable};
 
 use rynd_quant::Format;

@@ -1,0 +1,12 @@
+// Q4_1: per row the nibbles of all blocks (16 B each), then (d, m) of each (2 x f16). Weight = d * q + m.
+
+const SCALED: bool = true;
+const OFFSET: bool = true;
+
+fn unit_quads(u: u32) -> vec2<u32> { return vec2<u32>(u * 8u, u * 8u + 4u); }
+
+fn load_unit(row: u32, u: u32, units: u32) -> Unit {
+    let q = w[row + u];
+    let dm = unpack2x16float(word_at(row + units, u));
+    return Unit(bytes16(low_nibbles(q)), bytes16(high_nibbles(q)), dm.xx, dm.yy);
+}

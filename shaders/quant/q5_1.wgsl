@@ -1,0 +1,16 @@
+// Q5_1: per row the nibbles of all blocks (16 B each), then their fifth bits (4 B), then (d, m) of each (2 x f16).
+// Weight = d * q + m.
+
+const SCALED: bool = true;
+const OFFSET: bool = true;
+
+fn unit_quads(u: u32) -> vec2<u32> { return vec2<u32>(u * 8u, u * 8u + 4u); }
+
+fn load_unit(row: u32, u: u32, units: u32) -> Unit {
+    let q = w[row + u];
+    let high = word_at(row + units, u);
+    let dm = unpack2x16float(word_at(row + units + (units + 3u) / 4u, u));
+    let lo = low_nibbles(q) | fifth_bits(high);
+    let hi = high_nibbles(q) | fifth_bits(high >> 16u);
+    return Unit(bytes16(lo), bytes16(hi), dm.xx, dm.yy);
+}

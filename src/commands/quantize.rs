@@ -1,0 +1,230 @@
+//! `rynd quantize`: a model in another precision, chosen tensor by tensor.
+
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use regex_automata::meta::Regex;
+use rynd_quant::Format;
+
+use super::{interrupt, load, numbers};
+use crate::quantize::{self, FileType, Imatrix, Job, Options, QuantizeError, Recipe, Source};
+
+/// Write a model in another precision
+///
+/// IN is a GGUF (of a split one any part) or a folder with a Hugging Face checkpoint (config.json, safetensors and the
+/// tokenizer's files), which is converted on the way. The recipes are those of llama.cpp's llama-quantize. Memory does
+/// not grow with the model, and OUT gets its name when it is complete.
+#[derive(Debug, clap::Args)]
+#[command(allow_missing_positional = true, after_help = after_help())]
+pub struct Arguments {
+    /// The model: a GGUF file or a checkpoint folder
+    #[arg(value_name = "IN")]
+    input: PathBuf,
+    /// The file to write; may be left out with --dry-run
+    #[arg(value_name = "OUT")]
+    output: Option<PathBuf>,
+    /// The file type, such as Q4_K_M
+    #[arg(value_name = "TYPE", value_parser = file_type)]
+    file_type: &'static FileType,
+    /// The importance matrix, of rynd imatrix or llama-imatrix
+    #[arg(long, value_name = "FILE")]
+    imatrix: Option<PathBuf>,
+    /// Tensors whose name matches get this format; may be repeated, the first match counts
+    #[arg(long, value_name = "REGEX=FORMAT", value_parser = tensor_type)]
+    tensor_type: Vec<(Regex, Format)>,
+    /// Format of the output matrix
+    #[arg(long, value_name = "FORMAT", value_parser = format)]
+    output_tensor_type: Option<Format>,
+    /// Format of the token embedding
+    #[arg(long, value_name = "FORMAT", value_parser = format)]
+    token_embedding_type: Option<Format>,
+    /// One format for all matrices
+    #[arg(long)]
+    pure: bool,
+    /// Quantise tensors again that are quantised already; costs quality
+    #[arg(long)]
+    allow_requantize: bool,
+    /// Split the output into files of at most this size, such as 50G or 500M
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    split_max_size: Option<u64>,
+    /// Print what would be written, and write nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Worker threads [default: the physical cores]
+    #[arg(short, long, value_name = "N", value_parser = load::at_least_one())]
+    threads: Option<usize>,
+}
+
+fn after_help() -> String {
+    format!(
+        "\
+Types:
+  {}
+
+Examples:
+  rynd quantize model-BF16.gguf model-Q4_K_M.gguf Q4_K_M
+  rynd quantize Qwen3-Coder-30B-A3B-Instruct/ coder.gguf IQ3_XXS --imatrix coder.imatrix --split-max-size 10G
+  rynd quantize model-BF16.gguf --dry-run Q4_K_M --tensor-type ffn_down=q6_k",
+        FileType::names()
+    )
+}
+
+/// Runs the command.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let options = options(arguments)?;
+    let job = Job::new(Source::open(&arguments.input)?, &options)?;
+    if arguments.dry_run {
+        print_plan(&job)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let Some(output) = &arguments.output else { bail!("there is no name for the output; give it between IN and TYPE") };
+    report_importance(&options, &job)?;
+    interrupt::watch()?;
+    let bar = ProgressBar::new(job.source.bytes()).with_style(style());
+    let start = Instant::now();
+    let threads = arguments.threads.unwrap_or_else(num_cpus::get_physical).max(1);
+    let result = quantize::quantize(&job, threads, output, |progress| {
+        bar.set_position(progress.bytes);
+        bar.set_message(progress.tensor.to_owned());
+        if interrupt::asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    bar.finish_and_clear();
+    match result {
+        Err(QuantizeError::Interrupted) => {
+            writeln!(std::io::stderr(), "rynd: {}", QuantizeError::Interrupted)?;
+            return Ok(ExitCode::from(interrupt::EXIT_CODE));
+        }
+        other => other?,
+    }
+    let rate = numbers::rate(job.source.bytes() as usize, start.elapsed()) as u64;
+    writeln!(
+        std::io::stderr(),
+        "{}: {} in {}, {}/s of input",
+        output.display(),
+        summary(&job),
+        numbers::duration(start.elapsed()),
+        numbers::bytes(rate),
+    )?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn options(arguments: &Arguments) -> Result<Options> {
+    let imatrix = match &arguments.imatrix {
+        Some(path) => Some((Imatrix::read(path)?, path.clone())),
+        None => None,
+    };
+    Ok(Options {
+        recipe: Recipe {
+            file_type: arguments.file_type,
+            pure: arguments.pure,
+            output: arguments.output_tensor_type,
+            embedding: arguments.token_embedding_type,
+            overrides: arguments.tensor_type.clone(),
+            weighted: imatrix.is_some(),
+        },
+        imatrix,
+        allow_requantize: arguments.allow_requantize,
+        split_bytes: arguments.split_max_size,
+    })
+}
+
+/// Says where an importance matrix has nothing to say.
+fn report_importance(options: &Options, job: &Job) -> Result<()> {
+    let Some((imatrix, path)) = &options.imatrix else { return Ok(()) };
+    let mut err = std::io::stderr().lock();
+    let unreached: usize = imatrix.unreached().map(|(_, unreached, _)| unreached).sum();
+    if unreached > 0 {
+        writeln!(
+            err,
+            "rynd: note: {unreached} expert matrices were never reached by the text of {}; their columns count alike",
+            path.display()
+        )?;
+    }
+    let plain: Vec<&str> = job
+        .tensors()
+        .filter(|(tensor, target)| {
+            target.format.is_quantized() && target.format != tensor.format && target.importance.is_none()
+        })
+        .map(|(tensor, _)| tensor.name.as_str())
+        .collect();
+    if let Some(first) = plain.first() {
+        writeln!(err, "rynd: note: {} tensors are not in {}, the first is '{first}'", plain.len(), path.display())?;
+    }
+    Ok(())
+}
+
+fn summary(job: &Job) -> String {
+    let bits = job.bytes() as f64 * 8.0 / job.weights() as f64;
+    format!("{} -> {}, {bits:.2} bits a weight", numbers::bytes(job.source.bytes()), numbers::bytes(job.bytes()))
+}
+
+fn print_plan(job: &Job) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    let width = job.tensors().map(|(tensor, _)| tensor.name.len()).max().unwrap_or(0);
+    for (no, shard) in job.shards.windows(2).enumerate() {
+        if job.shards.len() > 2 {
+            writeln!(out, "file {} of {}", no + 1, job.shards.len() - 1)?;
+        }
+        for (tensor, target) in job.tensors().skip(shard[0]).take(shard[1] - shard[0]) {
+            let shape = tensor.shape.iter().map(u64::to_string).collect::<Vec<_>>().join(" x ");
+            writeln!(
+                out,
+                "{:width$}  {shape:>20}  {:>7} -> {:<7}  {:>7} -> {}",
+                tensor.name,
+                tensor.format.name(),
+                target.format.name(),
+                numbers::bytes(tensor.bytes()),
+                numbers::bytes(target.bytes),
+            )?;
+        }
+    }
+    writeln!(out, "total: {} tensors, {}", job.targets.len(), summary(job))?;
+    if let Some(refusal) = job.refusal() {
+        writeln!(out, "as it stands it would be refused: {refusal}")?;
+    }
+    Ok(())
+}
+
+fn file_type(name: &str) -> Result<&'static FileType, QuantizeError> {
+    FileType::from_name(name).ok_or_else(|| QuantizeError::UnknownType { name: name.to_owned() })
+}
+
+fn format(name: &str) -> Result<Format, QuantizeError> {
+    let format = Format::from_name(name).filter(|format| format.has_encoder());
+    format.ok_or_else(|| QuantizeError::UnknownFormat { name: name.to_owned() })
+}
+
+fn tensor_type(argument: &str) -> Result<(Regex, Format)> {
+    let (pattern, name) = argument.rsplit_once('=').context("it should read REGEX=FORMAT, such as ffn_down=q6_k")?;
+    let pattern = Regex::new(pattern).with_context(|| format!("'{pattern}' is no regular expression"))?;
+    Ok((pattern, format(name)?))
+}
+
+/// "50G": decimal, as llama-gguf-split counts.
+fn size(text: &str) -> Result<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text[digits.len()..].to_ascii_uppercase().trim_end_matches('B') {
+        "" => 1_u64,
+        "K" => 1000,
+        "M" => 1_000_000,
+        "G" => 1_000_000_000,
+        "T" => 1_000_000_000_000,
+        _ => bail!("it should be a number and a unit: K, M, G or T"),
+    };
+    let number: f64 = digits.parse().context("it should be a number and a unit, such as 50G")?;
+    let bytes = number * unit as f64;
+    if !(1.0..1e18).contains(&bytes) {
+        bail!("it should be at least one byte, and less than an exabyte");
+    }
+    Ok(bytes as u64)
+}
+
+fn style() -> ProgressStyle {
+    let template = "{bar:30} {decimal_bytes}/{decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left, {msg}";
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}

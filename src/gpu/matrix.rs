@@ -1,0 +1,147 @@
+//! Matrices in GPU memory: rows of one format over one or several banks, each within the binding limit.
+//!
+//! A matrix may be several tensors: the parts of a projection that share their input and format lie one after the
+//! other and are one product; gate and up rows alternate, so that one lane team sees both and applies the activation;
+//! experts lie in slots of whole experts, and a bank holds whole slots.
+
+use rynd_quant::Format;
+
+use super::device::{Device, GpuError};
+use super::layout::{Layout, QUAD};
+use super::upload::Uploader;
+use crate::plan::{Plan, Weight, WeightId};
+use crate::weights::Weights;
+
+/// Which rows a matrix is made of.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Rows {
+    /// The tensors' rows, one tensor after the other.
+    Stacked(Vec<WeightId>),
+    /// Row `2 i` is row i of the first tensor (gate), `2 i + 1` of the second (up); expert by expert.
+    Paired(WeightId, WeightId),
+}
+
+/// A matrix in GPU memory.
+pub(super) struct Matrix {
+    pub format: Format,
+    pub k: usize,
+    pub units: usize,
+    pub row_bytes: usize,
+    /// Rows of one expert; of the whole matrix when there is one.
+    pub rows: usize,
+    pub experts: usize,
+    pub banks: Vec<Bank>,
+}
+
+/// Rows of a matrix that are bound at once.
+pub(super) struct Bank {
+    pub buffer: wgpu::Buffer,
+    pub first_row: usize,
+    pub rows: usize,
+}
+
+impl Rows {
+    fn tensors(&self) -> Vec<WeightId> {
+        match self {
+            Rows::Stacked(ids) => ids.clone(),
+            Rows::Paired(a, b) => vec![*a, *b],
+        }
+    }
+
+    /// The tensors as the plan describes them, for names and shapes.
+    fn weights<'a>(&self, plan: &'a Plan) -> Vec<&'a Weight> {
+        self.tensors().into_iter().map(|id| plan.weight(id)).collect()
+    }
+
+    /// Why these rows can not be one matrix on a GPU.
+    pub(super) fn problem(&self, plan: &Plan) -> Option<String> {
+        let weights = self.weights(plan);
+        if let Some(unknown) = weights.iter().find(|w| Layout::of(w.format).is_none()) {
+            return Some(format!("no kernel decodes {} ('{}')", unknown.format, unknown.name));
+        }
+        let first = weights[0];
+        let differs = |w: &&&Weight| (w.format, w.k, w.experts) != (first.format, first.k, first.experts);
+        weights.iter().find(differs).map(|w| {
+            format!("'{}' is {} and '{}' is {}: they can not share a kernel", first.name, first.format, w.name, w.format)
+        })
+    }
+}
+
+impl Matrix {
+    /// Uploads the rows.
+    pub(super) fn upload(
+        device: &Device,
+        uploader: &mut Uploader,
+        weights: &Weights,
+        rows: &Rows,
+    ) -> Result<Matrix, GpuError> {
+        let plan = weights.plan();
+        let tensors = rows.weights(plan);
+        let first = tensors[0];
+        let what = tensors.iter().map(|w| w.name.as_str()).collect::<Vec<_>>().join("+");
+        let unsupported = |why: String| GpuError::Unsupported { what: what.clone(), why };
+        if let Some(why) = rows.problem(plan) {
+            return Err(unsupported(why));
+        }
+        let Some(layout) = Layout::of(first.format) else { return Err(unsupported("unknown format".to_owned())) };
+        let row_bytes = layout.row_bytes(first.k);
+        let expert_rows: usize = tensors.iter().map(|w| w.rows).sum();
+        // A bank never cuts an expert, nor a (gate, up) pair.
+        let granule = match rows {
+            _ if first.experts > 1 => expert_rows,
+            Rows::Stacked(_) => 1,
+            Rows::Paired(..) => 2,
+        };
+        let all = expert_rows * first.experts;
+        let limit = device.binding_bytes() as usize;
+        let most = limit / row_bytes / granule * granule;
+        if most == 0 {
+            return Err(GpuError::TooLarge {
+                adapter: device.report().name.clone(),
+                what,
+                bytes: (granule * row_bytes) as u64,
+                limit: limit as u64,
+                advice: "leave this layer on the CPU with --gpu-layers",
+            });
+        }
+        let sources: Vec<(&[u8], usize)> =
+            rows.tensors().into_iter().map(|id| (weights.bytes(id), plan.weight(id).row_bytes())).collect();
+        let source = |row: usize| -> &[u8] {
+            let (tensor, row) = match rows {
+                Rows::Stacked(_) => {
+                    let mut row = row;
+                    let mut tensor = 0;
+                    while row >= tensors[tensor].rows * first.experts {
+                        row -= tensors[tensor].rows * first.experts;
+                        tensor += 1;
+                    }
+                    (tensor, row)
+                }
+                Rows::Paired(..) => (row % 2, row / 2),
+            };
+            let (bytes, row_bytes) = sources[tensor];
+            &bytes[row * row_bytes..(row + 1) * row_bytes]
+        };
+        let pack = |row: usize, to: &mut [u8]| layout.pack(first.k, source(row), to);
+        let mut banks = vec![];
+        for first_row in (0..all).step_by(most) {
+            let end = (first_row + most).min(all);
+            let buffer = uploader.rows(&what, first_row..end, row_bytes, &pack)?;
+            banks.push(Bank { buffer, first_row, rows: end - first_row });
+        }
+        Ok(Matrix {
+            format: first.format,
+            k: first.k,
+            units: layout.units(first.k),
+            row_bytes,
+            rows: expert_rows,
+            experts: first.experts,
+            banks,
+        })
+    }
+
+    /// vec4 of a row.
+    pub(super) fn row_quads(&self) -> u32 {
+        (self.row_bytes / QUAD) as u32
+    }
+}

@@ -1,0 +1,178 @@
+//! The wgpu executor: runs a plan's steps by replaying dispatches that were prepared at load.
+//!
+//! Weights lie in banks below the binding limit, laid out for the kernels at upload (`layout`, `upload`, `matrix`).
+//! Pipelines, bind groups and parameters are made once (`pipelines`, `ops`); a run writes one small buffer, records one
+//! command buffer and reads back logits only (`run`). Kernels are WGSL files put together by `shaders` as `kernels` says.
+//! One `Gpu` is one device and one side of a plan; several may be open on one adapter. It knows no architecture, and
+//! refuses by `refusal` what it can not run: placement leaves that on the CPU.
+
+mod device;
+pub mod kernels;
+mod layout;
+mod matrix;
+mod ops;
+mod pipelines;
+mod run;
+pub mod shaders;
+mod slots;
+mod upload;
+mod vectors;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+pub use device::{AdapterReport, Counters, Device, Devices, GpuError, Handicap};
+pub use layout::Layout;
+pub use ops::refusal;
+
+use self::ops::{KvBuffers, Prepared, Setup, TileSets};
+use self::slots::{Slots, values_bytes};
+use self::vectors::Vectors;
+use crate::backend::{Backend, BackendError, Env, KvFormat};
+use crate::plan::{Op, Plan, Side, Slot};
+use crate::weights::Weights;
+
+/// How to set up the executor.
+#[derive(Clone, Copy, Debug)]
+pub struct GpuConfig {
+    /// The steps it runs: those placed on `Side::Gpu(index)`.
+    pub index: u8,
+    /// Tokens of a run, at most.
+    pub batch: usize,
+    /// Cache pages, over all sequences.
+    pub pages: usize,
+    pub kv: KvFormat,
+}
+
+/// One device with the weights, caches and prepared steps of its side.
+pub struct Gpu {
+    device: Device,
+    plan: Arc<Plan>,
+    batch: usize,
+    steps: Vec<Option<Prepared>>, // by step; None on another side
+    slots: Slots,
+    kv: Vec<Option<KvBuffers>>, // by cache
+    tile_sets: TileSets,
+    ropes_used: Vec<bool>,
+    env: wgpu::Buffer,
+    angles: wgpu::Buffer,
+    page: wgpu::Buffer,
+    logits: Option<wgpu::Buffer>, // mapped for reading, (r, vocab)
+    pending: Option<run::Pending>,
+    pad: run::Scratchpad,
+    counters: Counters,
+    uploaded_bytes: u64,
+}
+
+impl Gpu {
+    /// Uploads the weights of this side's steps and prepares them.
+    pub fn new(device: Device, weights: &Weights, config: &GpuConfig) -> Result<Gpu, GpuError> {
+        let plan = Arc::clone(weights.plan());
+        let is_mine = |side: Side| side == Side::Gpu(config.index);
+        let ops = || plan.steps.iter().filter(|step| is_mine(step.side)).map(|step| &step.op);
+        let tile_sets = TileSets::new(ops());
+        let mut ropes_used = vec![false; plan.ropes.len()];
+        let mut kv_used = vec![false; plan.kv.len()];
+        for op in ops() {
+            if let Op::RopeStore { rope, kv, .. } = op {
+                kv_used[kv.0 as usize] = true;
+                if let Some(rope) = rope {
+                    ropes_used[rope.0 as usize] = true;
+                }
+            }
+        }
+        let env_words = 4 * config.batch + config.batch + tile_sets.most_words(config.batch) + 8 * config.pages + 1024;
+        let env = device.storage("the environment", (env_words * 4) as u64, "lower -c or -b")?;
+        let pairs: usize = plan.ropes.iter().zip(&ropes_used).filter(|(_, u)| **u).map(|(r, _)| r.inv_freq.len()).sum();
+        let angles = device.storage("rotary angles", values_bytes(2 * pairs * config.batch), "lower -b")?;
+        let kv: Vec<Option<KvBuffers>> = plan
+            .kv
+            .iter()
+            .zip(&kv_used)
+            .map(|(kv, used)| used.then(|| KvBuffers::new(&device, kv, config.kv, config.pages)).transpose())
+            .collect::<Result<_, _>>()?;
+        let page_bytes = kv.iter().flatten().map(|kv| kv.key_page_bytes.max(kv.value_page_bytes)).max().unwrap_or(16);
+        let page = device.storage("a cache page", page_bytes, "use --kv q8_0")?;
+        let slots = Slots::new(&device, &plan, ops(), config.batch)?;
+        let vectors = Vectors::new(&device, weights, ops())?;
+
+        let mut setup = Setup::new(
+            &device,
+            weights,
+            &slots,
+            &vectors,
+            [&env, &angles],
+            (&kv, config.kv),
+            &tile_sets,
+            config.batch,
+        );
+        ops().for_each(|op| Prepared::announce(&mut setup, op));
+        let steps = plan
+            .steps
+            .iter()
+            .map(|step| is_mine(step.side).then(|| Prepared::new(&mut setup, &step.op)).transpose())
+            .collect::<Result<_, _>>()?;
+        let uploaded_bytes = setup.uploader.finish()?;
+        Ok(Gpu {
+            device,
+            batch: config.batch,
+            steps,
+            slots,
+            kv,
+            tile_sets,
+            ropes_used,
+            env,
+            angles,
+            page,
+            logits: None,
+            pending: None,
+            pad: run::Scratchpad::default(),
+            counters: Counters::default(),
+            uploaded_bytes,
+            plan,
+        })
+    }
+
+    /// What was counted since the last `reset_counters`.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Starts counting anew.
+    pub fn reset_counters(&mut self) {
+        self.counters = Counters::default();
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Bytes of weights that were uploaded.
+    pub fn uploaded_bytes(&self) -> u64 {
+        self.uploaded_bytes
+    }
+
+    /// Number of pipelines that the device has made.
+    pub fn pipelines(&self) -> usize {
+        self.device.pipelines().len()
+    }
+}
+
+impl Backend for Gpu {
+    fn run(&mut self, steps: Range<usize>, env: &Env) -> Result<(), BackendError> {
+        self.run_steps(steps, env)
+    }
+
+    fn read(&mut self, slot: Slot, out: &mut [f32]) -> Result<(), BackendError> {
+        Ok(self.read_slot(slot, out)?)
+    }
+
+    fn write(&mut self, slot: Slot, rows: &[f32]) -> Result<(), BackendError> {
+        Ok(self.write_slot(slot, rows)?)
+    }
+
+    fn copy_page(&mut self, from: u32, to: u32) -> Result<(), BackendError> {
+        Ok(self.copy_cache_page(from, to)?)
+    }
+}

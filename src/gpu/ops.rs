@@ -1,0 +1,241 @@
+//! Prepared steps: what load makes of each `Op`, and how a run replays it.
+//!
+//! A step holds its calls for one token and for a batch; `record` picks by the number of tokens and fills in what
+//! depends on the run. Nothing is allocated and no pipeline is made after load.
+
+mod attention;
+mod dense;
+mod experts;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use rynd_quant::Format;
+
+pub(super) use attention::{Attention, KvBuffers, RopeStore, TileSets};
+pub(super) use dense::{Embed, Gated, Linear, NormStep, TakeRows};
+pub(super) use experts::{Experts, Router};
+
+use super::device::{Device, GpuError};
+use super::kernels::Team;
+use super::matrix::{Matrix, Rows};
+use super::pipelines::Recorder;
+use super::slots::{Slots, values_bytes};
+use super::upload::Uploader;
+use super::vectors::Vectors;
+use crate::backend::KvFormat;
+use crate::plan::{Op, Plan};
+use crate::weights::Weights;
+
+/// Tokens up to which a matrix-vector kernel serves each on its own: a matmul tile would stay almost empty.
+pub(super) const FEW_TOKENS: usize = 4;
+
+/// `NONE` of the shaders.
+pub(super) const NONE: u32 = u32::MAX;
+
+/// What a run tells the steps.
+pub(super) struct RunShape<'a> {
+    pub tokens: usize, // t
+    /// Wanted rows of this round (of all, when their logits fit the device).
+    pub rows: usize, // r
+    /// Where in env the wanted rows' indices of this round start.
+    pub rows_at: u32,
+    /// Longest number of pages that a token of the run may see.
+    pub pages: usize,
+    /// Most neighbouring tokens of one sequence.
+    pub run_tokens: usize,
+    /// Per set of tiles: where in env they start, and how many there are.
+    pub tiles: &'a [(u32, usize)],
+    /// Per rope: its first pair in the angles.
+    pub angles: &'a [u32],
+}
+
+/// Everything that preparing a step needs.
+pub(super) struct Setup<'a> {
+    pub device: &'a Device,
+    pub weights: &'a Weights,
+    pub plan: &'a Plan,
+    pub uploader: Uploader,
+    pub slots: &'a Slots,
+    pub vectors: &'a Vectors,
+    pub env: &'a wgpu::Buffer,
+    pub angles: &'a wgpu::Buffer,
+    pub kv: &'a [Option<KvBuffers>],
+    pub kv_format: KvFormat,
+    pub tile_sets: &'a TileSets,
+    pub batch: usize,
+    matrices: HashMap<Rows, Arc<Matrix>>,
+    scratch: HashMap<&'static str, wgpu::Buffer>,
+    scratch_bytes: HashMap<&'static str, u64>,
+}
+
+/// A step, ready to be replayed.
+pub(super) enum Prepared {
+    Embed(Embed),
+    Norm(NormStep),
+    Linear(Linear),
+    Gated(Gated),
+    RopeStore(RopeStore),
+    Attention(Attention),
+    Router(Router),
+    Experts(Box<Experts>),
+    TakeRows(TakeRows),
+    /// Values move between executors outside of a run.
+    Move,
+}
+
+impl<'a> Setup<'a> {
+    pub(super) fn new(
+        device: &'a Device,
+        weights: &'a Weights,
+        slots: &'a Slots,
+        vectors: &'a Vectors,
+        [env, angles]: [&'a wgpu::Buffer; 2],
+        (kv, kv_format): (&'a [Option<KvBuffers>], KvFormat),
+        tile_sets: &'a TileSets,
+        batch: usize,
+    ) -> Setup<'a> {
+        Setup {
+            device,
+            weights,
+            plan: weights.plan(),
+            uploader: Uploader::new(device),
+            slots,
+            vectors,
+            env,
+            angles,
+            kv,
+            kv_format,
+            tile_sets,
+            batch,
+            matrices: HashMap::new(),
+            scratch: HashMap::new(),
+            scratch_bytes: HashMap::new(),
+        }
+    }
+
+    /// How lanes add up on this device.
+    pub(super) fn team(&self) -> Team {
+        self.device.team()
+    }
+
+    /// The matrix of these rows, uploaded once however many steps use it (a tied embedding is used twice).
+    pub(super) fn matrix(&mut self, rows: Rows) -> Result<Arc<Matrix>, GpuError> {
+        if let Some(matrix) = self.matrices.get(&rows) {
+            return Ok(Arc::clone(matrix));
+        }
+        let matrix = Arc::new(Matrix::upload(self.device, &mut self.uploader, self.weights, &rows)?);
+        self.matrices.insert(rows, Arc::clone(&matrix));
+        Ok(matrix)
+    }
+
+    /// Announces that a step will want this many f32 of a scratch buffer that all steps share.
+    pub(super) fn want_scratch(&mut self, name: &'static str, values: usize) {
+        let bytes = self.scratch_bytes.entry(name).or_default();
+        *bytes = (*bytes).max(values_bytes(values));
+    }
+
+    /// The scratch buffer, as large as was announced in all.
+    pub(super) fn scratch(&mut self, name: &'static str) -> Result<wgpu::Buffer, GpuError> {
+        if let Some(buffer) = self.scratch.get(name) {
+            return Ok(buffer.clone());
+        }
+        let bytes = self.scratch_bytes.get(name).copied().unwrap_or_default();
+        let buffer = self.device.storage(name, bytes, "lower -b")?;
+        self.scratch.insert(name, buffer.clone());
+        Ok(buffer)
+    }
+}
+
+impl Prepared {
+    /// Announces the scratch memory that a step needs; called for all steps before any is prepared.
+    pub(super) fn announce(setup: &mut Setup, op: &Op) {
+        match op {
+            Op::Linear { x, norm, .. } => dense::announce_input(setup, *x, norm.is_some()),
+            Op::GatedUp { x, norm, gate, up, .. } => {
+                dense::announce_input(setup, *x, norm.is_some());
+                dense::announce_gate(setup, *gate, *up);
+            }
+            Op::Attention { heads, .. } => attention::announce(setup, *heads),
+            Op::Router { weight, .. } => experts::announce_router(setup, *weight),
+            Op::Experts { used, down, .. } => experts::announce(setup, *used, *down),
+            Op::Embed { .. }
+            | Op::RmsNorm { .. }
+            | Op::RopeStore { .. }
+            | Op::TakeRows { .. }
+            | Op::Move { .. } => {}
+        }
+    }
+
+    /// Uploads what the step needs and makes its calls.
+    pub(super) fn new(setup: &mut Setup, op: &Op) -> Result<Prepared, GpuError> {
+        Ok(match op {
+            Op::Embed { table, scale, out } => Prepared::Embed(Embed::new(setup, *table, *scale, *out)?),
+            Op::RmsNorm { x, norm, out, add } => Prepared::Norm(NormStep::new(setup, *x, *norm, *out, *add)?),
+            Op::Linear { x, norm, parts, add } => Prepared::Linear(Linear::new(setup, *x, *norm, parts, *add)?),
+            Op::GatedUp { x, norm, gate, up, act, out } => {
+                Prepared::Gated(Gated::new(setup, *x, *norm, [*gate, *up], *act, *out)?)
+            }
+            Op::RopeStore { q, k, v, heads, q_norm, k_norm, rope, kv } => {
+                Prepared::RopeStore(RopeStore::new(setup, [*q, *k, *v], *heads, [*q_norm, *k_norm], *rope, *kv)?)
+            }
+            Op::Attention { q, heads, kv, scale, window, out } => {
+                Prepared::Attention(Attention::new(setup, *q, *heads, *kv, *scale, *window, *out)?)
+            }
+            Op::Router { x, weight, used, gating, normalize, scale, picks } => {
+                Prepared::Router(Router::new(setup, *x, *weight, *used, *gating, *normalize, *scale, *picks)?)
+            }
+            Op::Experts { x, picks, used, gate, up, down, act, out } => {
+                Prepared::Experts(Box::new(Experts::new(setup, [*x, *picks, *out], *used, [*gate, *up, *down], *act)?))
+            }
+            Op::TakeRows { x, out } => Prepared::TakeRows(TakeRows::new(setup, *x, *out)?),
+            Op::Move { .. } => Prepared::Move,
+        })
+    }
+
+    /// Records the step's dispatches.
+    pub(super) fn record(&self, recorder: &mut Recorder, run: &RunShape, taken: bool) {
+        let rows = if taken { run.rows } else { run.tokens };
+        match self {
+            Prepared::Embed(step) => step.record(recorder, rows),
+            Prepared::Norm(step) => step.record(recorder, rows),
+            Prepared::Linear(step) => step.record(recorder, rows),
+            Prepared::Gated(step) => step.record(recorder, rows),
+            Prepared::RopeStore(step) => step.record(recorder, run),
+            Prepared::Attention(step) => step.record(recorder, run),
+            Prepared::Router(step) => step.record(recorder, rows),
+            Prepared::Experts(step) => step.record(recorder, rows),
+            Prepared::TakeRows(step) => step.record(recorder, run),
+            Prepared::Move => {}
+        }
+    }
+}
+
+/// Why a GPU can not run this operation of this plan; `None` when it can. What it refuses stays on the CPU.
+pub fn refusal(plan: &Plan, op: &Op, kv: KvFormat) -> Option<String> {
+    let decodes = |ids: Vec<crate::plan::WeightId>| ids.into_iter().find_map(|id| Rows::Stacked(vec![id]).problem(plan));
+    match op {
+        Op::Embed { table, .. } => decodes(vec![*table]),
+        Op::Linear { parts, .. } => decodes(parts.iter().map(|part| part.weight).collect()),
+        Op::GatedUp { gate, up, .. } => decodes(vec![*gate, *up]),
+        Op::RopeStore { heads, .. } | Op::Attention { heads, .. } => attention::refusal(*heads, kv),
+        Op::Router { weight, used, .. } => decodes(vec![*weight]).or_else(|| experts::router_refusal(plan, *weight, *used)),
+        Op::Experts { gate, up, down, .. } => {
+            Rows::Paired(*gate, *up).problem(plan).or_else(|| decodes(vec![*down])).or_else(|| {
+                // The shader takes an expert count of at most 1024.
+                (plan.weight(*gate).experts > experts::MAX_EXPERTS).then(|| "it has too many experts".to_owned())
+            })
+        }
+        Op::RmsNorm { .. } | Op::TakeRows { .. } | Op::Move { .. } => None,
+    }
+}
+
+/// The bytes that a product over these formats reads is whatever the matrix holds: banks whole.
+pub(super) fn bank_bytes(matrix: &Matrix, bank: usize) -> u64 {
+    (matrix.banks[bank].rows * matrix.row_bytes) as u64
+}
+
+/// Formats with a tail: rows that end within a unit, whose pad must not enter the norm's mean.
+pub(super) fn has_tail(format: Format, k: usize) -> bool {
+    format.block_len() == 1 && !k.is_multiple_of(super::layout::UNIT)
+}

@@ -1,0 +1,186 @@
+//! Pipelines and prepared calls. A call is a pipeline, a bind group and parameters, all made at load; a run only sets
+//! what depends on the number of tokens and replays it.
+//!
+//! Our shaders are trusted: wgpu's loop bounding and division checks are off (they cost up to a hundredfold in inner
+//! loops), as are bounds checks, since every index derives from sizes that the plan and the executor checked. An error in
+//! a shader is looked up again with naga, so that it names the file and line.
+
+use std::collections::HashMap;
+
+use super::device::{Counters, Device, GpuError};
+use super::kernels::{Access, Kernel, Overrides};
+
+/// Bytes of parameters that every adapter has.
+const IMMEDIATE_BYTES: u32 = 64;
+
+/// A device's pipelines, by kernel and overrides: made once, however many layers or models use them.
+#[derive(Default)]
+pub(super) struct Pipelines {
+    layouts: HashMap<Vec<bool>, (wgpu::BindGroupLayout, wgpu::PipelineLayout)>,
+    modules: HashMap<Kernel, wgpu::ShaderModule>,
+    pipelines: HashMap<(Kernel, Overrides), wgpu::ComputePipeline>,
+}
+
+/// A dispatch made ready at load. `P` is what the shader calls `Params`.
+pub(super) struct Call<P> {
+    pipeline: wgpu::ComputePipeline,
+    bind_group: wgpu::BindGroup,
+    pub params: P,
+}
+
+/// Records dispatches of one run into one pass.
+pub(super) struct Recorder<'a> {
+    pub pass: wgpu::ComputePass<'static>,
+    pub counters: &'a mut Counters,
+}
+
+impl Pipelines {
+    /// Number of pipelines made.
+    pub(super) fn len(&self) -> usize {
+        self.pipelines.len()
+    }
+
+    fn pipeline(
+        &mut self,
+        device: &Device,
+        kernel: Kernel,
+        overrides: &[(&'static str, u32)],
+    ) -> Result<wgpu::ComputePipeline, GpuError> {
+        let key = (kernel, overrides.to_vec());
+        if let Some(pipeline) = self.pipelines.get(&key) {
+            return Ok(pipeline.clone());
+        }
+        let module = self.module(device, kernel)?;
+        let (_, layout) = self.layout(device, kernel.bindings());
+        let constants: Vec<(&str, f64)> = overrides.iter().map(|&(name, value)| (name, f64::from(value))).collect();
+        let wgpu = device.wgpu();
+        let scope = wgpu.push_error_scope(wgpu::ErrorFilter::Validation);
+        let pipeline = wgpu.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: None,
+            layout: Some(&layout),
+            module: &module,
+            entry_point: Some("main"),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants: &constants,
+                zero_initialize_workgroup_memory: false,
+            },
+            cache: None,
+        });
+        if let Some(e) = pollster::block_on(scope.pop()) {
+            return Err(GpuError::Shader { file: kernel.files()[0], line: 1, message: format!("{overrides:?}: {e}") });
+        }
+        device.check()?;
+        self.pipelines.insert(key, pipeline.clone());
+        Ok(pipeline)
+    }
+
+    fn module(&mut self, device: &Device, kernel: Kernel) -> Result<wgpu::ShaderModule, GpuError> {
+        if let Some(module) = self.modules.get(&kernel) {
+            return Ok(module.clone());
+        }
+        let assembled = kernel.assemble();
+        let mut checks = wgpu::ShaderRuntimeChecks::checked();
+        checks.force_loop_bounding = false;
+        checks.int_div_checks = false;
+        checks.bounds_checks = device.checks_bounds();
+        let wgpu = device.wgpu();
+        let scope = wgpu.push_error_scope(wgpu::ErrorFilter::Validation);
+        let source = wgpu::ShaderSource::Wgsl(assembled.text.as_str().into());
+        // SAFETY: the shaders are the files of this repository. Their loops end (every bound is a size or a page count
+        // that the executor made), they do not divide by zero, and they index only what those sizes cover.
+        let module = unsafe {
+            wgpu.create_shader_module_trusted(wgpu::ShaderModuleDescriptor { label: None, source }, checks)
+        };
+        if let Some(e) = pollster::block_on(scope.pop()) {
+            let (line, message) = match wgpu::naga::front::wgsl::parse_str(&assembled.text) {
+                Err(e) => (e.location(&assembled.text).map_or(1, |at| at.line_number), e.message().to_owned()),
+                Ok(_) => (1, e.to_string()),
+            };
+            let (file, line) = assembled.locate(line);
+            return Err(GpuError::Shader { file, line, message });
+        }
+        self.modules.insert(kernel, module.clone());
+        Ok(module)
+    }
+
+    fn layout(&mut self, device: &Device, bindings: &[Access]) -> (wgpu::BindGroupLayout, wgpu::PipelineLayout) {
+        let key: Vec<bool> = bindings.iter().map(|&access| access == Access::Read).collect();
+        let device = device.wgpu();
+        self.layouts
+            .entry(key)
+            .or_insert_with_key(|key| {
+                let entries: Vec<wgpu::BindGroupLayoutEntry> = (0..)
+                    .zip(key)
+                    .map(|(binding, &read_only)| wgpu::BindGroupLayoutEntry {
+                        binding,
+                        visibility: wgpu::ShaderStages::COMPUTE,
+                        ty: wgpu::BindingType::Buffer {
+                            ty: wgpu::BufferBindingType::Storage { read_only },
+                            has_dynamic_offset: false,
+                            min_binding_size: None,
+                        },
+                        count: None,
+                    })
+                    .collect();
+                let group =
+                    device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries });
+                let pipeline = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                    label: None,
+                    bind_group_layouts: &[Some(&group)],
+                    immediate_size: IMMEDIATE_BYTES,
+                });
+                (group, pipeline)
+            })
+            .clone()
+    }
+}
+
+impl Device {
+    /// A call of the kernel over these buffers, in the order of its bindings.
+    pub(super) fn call<P: bytemuck::NoUninit>(
+        &self,
+        kernel: Kernel,
+        overrides: &[(&'static str, u32)],
+        buffers: &[&wgpu::Buffer],
+        params: P,
+    ) -> Result<Call<P>, GpuError> {
+        assert!(size_of::<P>() <= IMMEDIATE_BYTES as usize, "{kernel:?}");
+        assert_eq!(buffers.len(), kernel.bindings().len(), "{kernel:?}");
+        let mut pipelines = self.pipelines();
+        let pipeline = pipelines.pipeline(self, kernel, overrides)?;
+        let (layout, _) = pipelines.layout(self, kernel.bindings());
+        drop(pipelines);
+        let entries: Vec<wgpu::BindGroupEntry> = (0..)
+            .zip(buffers)
+            .map(|(binding, buffer)| wgpu::BindGroupEntry { binding, resource: buffer.as_entire_binding() })
+            .collect();
+        let bind_group = self.wgpu().create_bind_group(&wgpu::BindGroupDescriptor {
+            label: None,
+            layout: &layout,
+            entries: &entries,
+        });
+        self.check()?;
+        Ok(Call { pipeline, bind_group, params })
+    }
+}
+
+impl Recorder<'_> {
+    /// Records one dispatch with these parameters; `weight_bytes` is what it reads of weights.
+    pub(super) fn dispatch<P: bytemuck::NoUninit>(
+        &mut self,
+        call: &Call<P>,
+        params: &P,
+        groups: [usize; 3],
+        weight_bytes: u64,
+    ) {
+        if groups.contains(&0) {
+            return;
+        }
+        self.pass.set_pipeline(&call.pipeline);
+        self.pass.set_bind_group(0, &call.bind_group, &[]);
+        self.pass.set_immediates(0, bytemuck::bytes_of(params));
+        self.pass.dispatch_workgroups(groups[0] as u32, groups[1] as u32, groups[2] as u32);
+        self.counters.dispatches += 1;
+        self.counters.weight_bytes += weight_bytes;
+    }
+}
