@@ -7,6 +7,7 @@ mod bandwidth;
 mod bench;
 mod complete;
 mod completions;
+mod experts;
 mod imatrix;
 mod input;
 mod inspect;
@@ -60,6 +61,7 @@ enum Command {
     Perplexity(perplexity::Arguments),
     Quantize(quantize::Arguments),
     Imatrix(imatrix::Arguments),
+    Experts(experts::Arguments),
     Logits(logits::Arguments),
     Tokenize(tokenize::Arguments),
     Completions(completions::Arguments),
@@ -80,6 +82,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Perplexity(arguments) => perplexity::run(&arguments),
         Command::Quantize(arguments) => quantize::run(&arguments),
         Command::Imatrix(arguments) => imatrix::run(&arguments),
+        Command::Experts(arguments) => experts::run(&arguments),
         Command::Logits(arguments) => logits::run(&arguments),
         Command::Tokenize(arguments) => tokenize::run(&arguments),
         Command::Completions(arguments) => completions::run(&arguments),
