@@ -3,6 +3,7 @@
 //! A step holds its calls for one token and for a batch; `record` picks by the number of tokens and fills in what
 //! depends on the run. Nothing is allocated and no pipeline is made after load.
 
+mod add;
 mod attention;
 mod dense;
 mod experts;
@@ -12,7 +13,8 @@ use std::sync::Arc;
 
 use rynd_quant::Format;
 
-pub(super) use attention::{Attention, KvBuffers, RopeStore, TileSets};
+pub(super) use add::Adder;
+pub(super) use attention::{Attention, KvBuffers, RopeStore, TileSets, page_bytes};
 pub(super) use dense::{Embed, Gated, Linear, NormStep, TakeRows};
 pub(super) use experts::{Experts, Router};
 
@@ -159,11 +161,7 @@ impl Prepared {
             Op::Attention { heads, .. } => attention::announce(setup, *heads),
             Op::Router { weight, .. } => experts::announce_router(setup, *weight),
             Op::Experts { used, down, .. } => experts::announce(setup, *used, *down),
-            Op::Embed { .. }
-            | Op::RmsNorm { .. }
-            | Op::RopeStore { .. }
-            | Op::TakeRows { .. }
-            | Op::Move { .. } => {}
+            Op::Embed { .. } | Op::RmsNorm { .. } | Op::RopeStore { .. } | Op::TakeRows { .. } | Op::Move { .. } => {}
         }
     }
 
@@ -213,13 +211,16 @@ impl Prepared {
 
 /// Why a GPU can not run this operation of this plan; `None` when it can. What it refuses stays on the CPU.
 pub fn refusal(plan: &Plan, op: &Op, kv: KvFormat) -> Option<String> {
-    let decodes = |ids: Vec<crate::plan::WeightId>| ids.into_iter().find_map(|id| Rows::Stacked(vec![id]).problem(plan));
+    let decodes =
+        |ids: Vec<crate::plan::WeightId>| ids.into_iter().find_map(|id| Rows::Stacked(vec![id]).problem(plan));
     match op {
         Op::Embed { table, .. } => decodes(vec![*table]),
         Op::Linear { parts, .. } => decodes(parts.iter().map(|part| part.weight).collect()),
         Op::GatedUp { gate, up, .. } => decodes(vec![*gate, *up]),
         Op::RopeStore { heads, .. } | Op::Attention { heads, .. } => attention::refusal(*heads, kv),
-        Op::Router { weight, used, .. } => decodes(vec![*weight]).or_else(|| experts::router_refusal(plan, *weight, *used)),
+        Op::Router { weight, used, .. } => {
+            decodes(vec![*weight]).or_else(|| experts::router_refusal(plan, *weight, *used))
+        }
         Op::Experts { gate, up, down, .. } => {
             Rows::Paired(*gate, *up).problem(plan).or_else(|| decodes(vec![*down])).or_else(|| {
                 // The shader takes an expert count of at most 1024.

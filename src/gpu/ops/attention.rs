@@ -31,14 +31,7 @@ pub(in crate::gpu) struct KvBuffers {
 impl KvBuffers {
     /// An empty cache.
     pub(in crate::gpu) fn new(device: &Device, kv: &Kv, format: KvFormat, pages: usize) -> Result<KvBuffers, GpuError> {
-        let d = kv.head_dim;
-        // Words of one head of one page, keys or values: see shaders/lib/kv_read_*.wgsl.
-        let words = match format {
-            KvFormat::F32 => d * PAGE_TOKENS,
-            KvFormat::F16 => d / 2 * PAGE_TOKENS,
-            KvFormat::Q8_0 => d / 4 * PAGE_TOKENS + d.div_ceil(64) * PAGE_TOKENS,
-        };
-        let page_bytes = (words * kv.kv_heads * 4) as u64;
+        let page_bytes = page_bytes(kv, format);
         let buffer = |what: &str| device.storage(what, page_bytes * pages as u64, "lower -c, or use --kv q8_0");
         Ok(KvBuffers {
             keys: buffer("cached keys")?,
@@ -47,6 +40,18 @@ impl KvBuffers {
             value_page_bytes: page_bytes,
         })
     }
+}
+
+/// Bytes of the keys, or of the values, of one page.
+pub(in crate::gpu) fn page_bytes(kv: &Kv, format: KvFormat) -> u64 {
+    let d = kv.head_dim;
+    // Words of one head of one page, keys or values: see shaders/lib/kv_read_*.wgsl.
+    let words = match format {
+        KvFormat::F32 => d * PAGE_TOKENS,
+        KvFormat::F16 => d / 2 * PAGE_TOKENS,
+        KvFormat::Q8_0 => d / 4 * PAGE_TOKENS + d.div_ceil(64) * PAGE_TOKENS,
+    };
+    (words * kv.kv_heads * 4) as u64
 }
 
 /// How the query heads of one key-value head are cut, and the tokens that fill a tile.
@@ -123,7 +128,10 @@ pub(super) fn refusal(heads: Heads, kv: KvFormat) -> Option<String> {
     let d = heads.head_dim;
     let step = if kv == KvFormat::Q8_0 { 32 } else { 8 };
     (d > AttentionShape::MAX_HEAD_DIM || !d.is_multiple_of(step)).then(|| {
-        format!("its heads have {d} values; the kernels take multiples of {step} up to {}", AttentionShape::MAX_HEAD_DIM)
+        format!(
+            "its heads have {d} values; the kernels take multiples of {step} up to {}",
+            AttentionShape::MAX_HEAD_DIM
+        )
     })
 }
 
@@ -190,16 +198,8 @@ impl RopeStore {
         let halves = table.is_none_or(|table| table.layout == RopeLayout::Halves);
         let overrides = [("HEAD_DIM", heads.head_dim as u32), ("HALVES", halves.into())];
         let cache = cache(setup, kv)?;
-        let buffers = [
-            q_buffer,
-            k_buffer,
-            v_buffer,
-            &setup.vectors.buffer,
-            setup.env,
-            setup.angles,
-            &cache.keys,
-            &cache.values,
-        ];
+        let buffers =
+            [q_buffer, k_buffer, v_buffer, &setup.vectors.buffer, setup.env, setup.angles, &cache.keys, &cache.values];
         let call = setup.device.call(Kernel::RopeStore(setup.kv_format), &overrides, &buffers, params)?;
         Ok(RopeStore { call, rope })
     }
@@ -305,14 +305,9 @@ impl Attention {
             Ok(Variant { tile_set: setup.tile_sets.index(plan.tile_tokens), plan, workgroups, whole, parts })
         };
         let narrow = variant(AttentionPlan::narrow(heads), NARROW_WORKGROUPS)?;
-        let wide =
-            if setup.batch > 1 { Some(variant(AttentionPlan::wide(heads), WIDE_WORKGROUPS)?) } else { None };
-        let params = MergeParams {
-            heads: heads.heads as u32,
-            splits: 0,
-            out_at: out.at as u32,
-            out_stride: out.stride as u32,
-        };
+        let wide = if setup.batch > 1 { Some(variant(AttentionPlan::wide(heads), WIDE_WORKGROUPS)?) } else { None };
+        let params =
+            MergeParams { heads: heads.heads as u32, splits: 0, out_at: out.at as u32, out_stride: out.stride as u32 };
         let overrides = [("HEAD_DIM", heads.head_dim as u32)];
         let merge = setup.device.call(Kernel::AttentionMerge, &overrides, &[&parts, out_buffer], params)?;
         Ok(Attention { heads, window, narrow, wide, merge })
