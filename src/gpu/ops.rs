@@ -14,7 +14,7 @@ use std::sync::Arc;
 use rynd_quant::Format;
 
 pub(super) use add::Adder;
-pub(super) use attention::{Attention, KvBuffers, RopeStore, TileSets, page_bytes};
+pub(super) use attention::{Attention, KvBuffers, RopeStore, TileSets, dispatches as attention_dispatches, page_bytes};
 pub(super) use dense::{Embed, Gated, Linear, NormStep, TakeRows};
 pub(super) use experts::{Experts, Router};
 
