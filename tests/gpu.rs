@@ -3,8 +3,6 @@
 //! Mesa's software Vulkan is a GPU like any other here. Without an adapter the tests say so and pass; with
 //! RYND_REQUIRE_GPU=1 they fail.
 
-#![cfg(feature = "gpu")]
-
 mod gpu_case;
 
 use gpu_case::{Case, Setting, nmse};
@@ -92,7 +90,13 @@ fn products_through_workgroup_memory_staging_buffers_and_checked_shaders() {
             for (n, tokens) in [(1, 1), (33, 2), (257, 1), (129, 17)] {
                 let (case, out) = linear(format, k, n, [k % 32 == 0, true, false]);
                 let setting = Setting { handicap, ..Setting::default() };
-                case.check_with(&format!("{format} ({n}, {k}) x {tokens} with {handicap:?}"), out, tokens, CLOSE, &setting);
+                case.check_with(
+                    &format!("{format} ({n}, {k}) x {tokens} with {handicap:?}"),
+                    out,
+                    tokens,
+                    CLOSE,
+                    &setting,
+                );
             }
         }
     }
@@ -184,8 +188,7 @@ fn embeddings_of_every_format_and_over_banks() {
             case.vocab = 301;
             let out = case.slot(k);
             case.push(Op::Embed { table, scale: 1.5, out });
-            let setting =
-                Setting { handicap: Handicap { binding_bytes, ..Handicap::default() }, ..Setting::default() };
+            let setting = Setting { handicap: Handicap { binding_bytes, ..Handicap::default() }, ..Setting::default() };
             case.check_with(&format!("embedding in {format}"), out, 7, CLOSE, &setting);
         }
     }
