@@ -34,6 +34,9 @@ pub enum BackendError {
     OutOfMemory { what: String, bytes: usize },
     #[error("{0}")]
     Device(String),
+    /// A device is gone, and what it held with it.
+    #[error("{0}")]
+    Lost(String),
 }
 
 /// How cached keys and values are stored.

@@ -4,17 +4,26 @@
 //! what differs from what a session already holds is computed: `Session::sync` keeps the longest common prefix, so
 //! edits, regenerations and the turns of a chat cost their new tokens only.
 
+mod gpus;
 mod session;
+mod split;
 
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
+pub use gpus::{GpuChoice, GpuOptions, Outline};
 pub use session::{Session, Wanted};
+pub use split::Split;
 
+use self::gpus::Sizes;
 use crate::backend::{Backend, BackendError, Env, KvFormat, Token};
 use crate::cpu::{Cpu, CpuConfig, InputSums};
 use crate::gguf::{Gguf, GgufError};
+pub use crate::gpu::Gpu;
+use crate::gpu::GpuError;
+pub use crate::gpu::{AdapterReport, Counters, Devices};
+
 use crate::models::{self, RopeOverride};
 use crate::plan::{PAGE_TOKENS, Plan, PlanError, Slot};
 use crate::weights::Weights;
@@ -28,6 +37,15 @@ pub enum EngineError {
     Plan(#[from] PlanError),
     #[error(transparent)]
     Backend(#[from] BackendError),
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+    #[error(
+        "{wanted} layers were to go to GPUs, the head counted as one, but their memory ({budget} bytes in all) has room \
+         for {fits}; lower --gpu-layers, -c or -b, raise --gpu-memory, or use --cpu-experts or --gpu off"
+    )]
+    LayersDoNotFit { wanted: usize, fits: usize, budget: u64 },
+    #[error("an importance matrix is collected on the CPU; use --gpu off")]
+    ObservedOnGpu,
     #[error("the prompt is empty; give at least one token")]
     EmptyPrompt,
     #[error("{tokens} tokens do not fit the context of {context}; shorten the prompt or raise it with -c")]
@@ -36,6 +54,19 @@ pub enum EngineError {
     NoPages,
     #[error("interrupted")]
     Interrupted,
+}
+
+impl EngineError {
+    /// Whether the CPU could do what failed.
+    fn is_of_gpu(&self) -> bool {
+        matches!(
+            self,
+            EngineError::Gpu(_)
+                | EngineError::LayersDoNotFit { .. }
+                | EngineError::ObservedOnGpu
+                | EngineError::Backend(BackendError::Lost(_))
+        )
+    }
 }
 
 /// How to load a model.
@@ -55,6 +86,20 @@ pub struct EngineConfig {
     pub sessions: usize,
     /// Sum up the squared inputs of all matrices, for an importance matrix.
     pub observe_inputs: bool,
+    pub gpu: GpuOptions,
+    /// Hears when the model moves to the CPU because a GPU could not be used.
+    pub notice: fn(&str),
+}
+
+impl EngineConfig {
+    fn threads(&self) -> usize {
+        self.threads.unwrap_or_else(num_cpus::get_physical).max(1)
+    }
+
+    /// Tokens of context for this plan.
+    fn context(&self, plan: &Plan) -> usize {
+        self.context.unwrap_or(plan.context.min(DEFAULT_CONTEXT)).max(1)
+    }
 }
 
 /// Context when neither the user nor a smaller model says otherwise.
@@ -71,6 +116,8 @@ impl Default for EngineConfig {
             rope: RopeOverride::default(),
             sessions: 1,
             observe_inputs: false,
+            gpu: GpuOptions::default(),
+            notice: |_| {},
         }
     }
 }
@@ -79,7 +126,7 @@ impl Default for EngineConfig {
 pub struct Engine {
     gguf: Gguf,
     plan: Arc<Plan>,
-    backend: Box<dyn Backend>,
+    backend: Split,
     free_pages: Vec<u32>,
     context: usize,
     batch: usize,
@@ -96,28 +143,73 @@ impl Engine {
 
     /// Prepares to run the model in an open file.
     pub fn new(gguf: Gguf, config: &EngineConfig) -> Result<Engine, EngineError> {
-        let plan = Arc::new(models::plan(&gguf, &config.rope)?);
-        let context = config.context.unwrap_or(plan.context.min(DEFAULT_CONTEXT)).max(1);
-        let threads = config.threads.unwrap_or_else(num_cpus::get_physical).max(1);
-        let batch = config.batch.clamp(1, context);
-        let pages = context.div_ceil(PAGE_TOKENS) * config.sessions.max(1);
+        let plan = models::plan(&gguf, &config.rope)?;
+        let (plan, backend, input_sums) = match Engine::backend(&gguf, Outline::new(&plan, config), config) {
+            Ok(made) => made,
+            Err(e) if config.gpu.choice == GpuChoice::Auto && e.is_of_gpu() => {
+                (config.notice)(&format!("running on the CPU: {e}"));
+                Engine::backend(&gguf, Ok(Outline::cpu(plan)), config)?
+            }
+            Err(e) => return Err(e),
+        };
+        let context = config.context(&plan);
+        let Sizes { batch, pages, .. } = Sizes::new(&plan, config);
+        Ok(Engine {
+            gguf,
+            plan,
+            backend,
+            free_pages: (0..pages as u32).rev().collect(),
+            context,
+            batch,
+            threads: config.threads(),
+            logits: vec![],
+            input_sums,
+        })
+    }
+
+    /// The placement that `new` would choose, from the header alone.
+    pub fn outline(gguf: &Gguf, config: &EngineConfig) -> Result<Outline, EngineError> {
+        let plan = models::plan(gguf, &config.rope)?;
+        match Outline::new(&plan, config) {
+            Err(e) if config.gpu.choice == GpuChoice::Auto && e.is_of_gpu() => {
+                (config.notice)(&format!("running on the CPU: {e}"));
+                Ok(Outline::cpu(plan))
+            }
+            outline => outline,
+        }
+    }
+
+    /// The executors of an outline.
+    fn backend(
+        gguf: &Gguf,
+        outline: Result<Outline, EngineError>,
+        config: &EngineConfig,
+    ) -> Result<(Arc<Plan>, Split, Option<Arc<InputSums>>), EngineError> {
+        let outline = outline?;
+        let plan = Arc::clone(&outline.plan);
+        let Sizes { batch, pages, kv } = Sizes::new(&plan, config);
         let weights = Weights::new(gguf.clone(), Arc::clone(&plan));
-        let mut cpu = Cpu::new(weights, &CpuConfig { threads, batch, pages, kv: config.kv, exact: config.exact })?;
+        let gpus = outline.open(&weights, config)?;
+        if config.observe_inputs && !gpus.is_empty() {
+            return Err(EngineError::ObservedOnGpu);
+        }
+        let cpu_config = CpuConfig { threads: config.threads(), batch, pages, kv, exact: config.exact };
+        let mut cpu = Cpu::new(weights, &cpu_config)?;
         let input_sums = config.observe_inputs.then(|| Arc::new(InputSums::new(&plan)));
         if let Some(sums) = &input_sums {
             cpu.observe(Arc::clone(sums));
         }
-        Ok(Engine {
-            gguf,
-            plan,
-            backend: Box::new(cpu),
-            free_pages: (0..pages as u32).rev().collect(),
-            context,
-            batch,
-            threads,
-            logits: vec![],
-            input_sums,
-        })
+        Ok((Arc::clone(&plan), Split::new(plan, cpu, gpus), input_sums))
+    }
+
+    /// The GPUs that are in use.
+    pub fn gpus(&self) -> &[Gpu] {
+        self.backend.gpus()
+    }
+
+    /// Starts counting anew on all GPUs.
+    pub fn reset_counters(&mut self) {
+        self.backend.gpus_mut().iter_mut().for_each(Gpu::reset_counters);
     }
 
     /// The model file.

@@ -36,7 +36,10 @@ pub enum GpuError {
 
 impl From<GpuError> for BackendError {
     fn from(e: GpuError) -> BackendError {
-        BackendError::Device(e.to_string())
+        match e {
+            GpuError::Lost { .. } => BackendError::Lost(e.to_string()),
+            e => BackendError::Device(e.to_string()),
+        }
     }
 }
 
@@ -48,8 +51,8 @@ pub struct Counters {
     pub dispatches: u64,
     pub read_backs: u64,
     pub read_back_bytes: u64,
-    /// Written for a run: tokens, page tables, rotary angles.
-    pub env_bytes: u64,
+    /// Written by the host: tokens, page tables, rotary angles, values of other sides.
+    pub written_bytes: u64,
     /// Weight bytes that the dispatches read, in GPU layout.
     pub weight_bytes: u64,
 }
@@ -68,6 +71,10 @@ pub struct AdapterReport {
     pub unified_memory: bool,
     pub max_binding_bytes: u64,
     pub max_buffer_bytes: u64,
+    /// Memory of its own, or that it shares with the CPU; `None` where the driver does not say.
+    pub memory_bytes: Option<u64>,
+    /// Optional features that rynd makes use of, by name, and whether it has them.
+    pub features: Vec<(&'static str, bool)>,
     /// Why it can not be used at all.
     pub refused: Option<String>,
     /// Why `auto` leaves it alone although it could be used.
@@ -116,10 +123,22 @@ impl Devices {
             if info.vendor != 0 && adapters.iter().any(|(other, _)| is_twin(&other.get_info())) {
                 continue;
             }
-            let report = report(adapters.len(), &adapter);
-            adapters.push((adapter, report));
+            for _ in 0..copies() {
+                let report = report(adapters.len(), &adapter);
+                adapters.push((adapter.clone(), report));
+            }
         }
         Devices { adapters }
+    }
+
+    /// What is known of an adapter.
+    pub fn report(&self, index: usize) -> Result<&AdapterReport, GpuError> {
+        let count = self.adapters.len();
+        let (_, report) = self.adapters.get(index).ok_or(GpuError::NoSuchAdapter { index, count })?;
+        match &report.refused {
+            Some(why) => Err(GpuError::Unusable { adapter: report.name.clone(), why: why.clone() }),
+            None => Ok(report),
+        }
     }
 
     /// Every adapter, in the order of its index.
@@ -147,13 +166,14 @@ impl Devices {
 
     /// Opens an adapter. Several devices may be open on one.
     pub fn open(&self, index: usize, memory: Option<u64>, handicap: Handicap) -> Result<Device, GpuError> {
-        let (adapter, report) =
-            self.adapters.get(index).ok_or(GpuError::NoSuchAdapter { index, count: self.adapters.len() })?;
-        if let Some(why) = &report.refused {
-            return Err(GpuError::Unusable { adapter: report.name.clone(), why: why.clone() });
-        }
-        Device::open(adapter, report.clone(), memory, handicap)
+        let report = self.report(index)?;
+        Device::open(&self.adapters[index].0, report.clone(), memory, handicap)
     }
+}
+
+/// How often each adapter is listed: RYND_GPU_COPIES stands in for a machine with several GPUs.
+fn copies() -> usize {
+    std::env::var("RYND_GPU_COPIES").ok().and_then(|n| n.parse().ok()).unwrap_or(1).clamp(1, 8)
 }
 
 fn rank(kind: wgpu::DeviceType) -> u8 {
@@ -196,10 +216,32 @@ fn report(index: usize, adapter: &wgpu::Adapter) -> AdapterReport {
             && matches!(info.device_type, wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::Cpu),
         max_binding_bytes: limits.max_storage_buffer_binding_size,
         max_buffer_bytes: limits.max_buffer_size,
+        memory_bytes: memory_bytes(adapter),
+        features: [
+            ("subgroups", wgpu::Features::SUBGROUP),
+            ("mappable memory", wgpu::Features::MAPPABLE_PRIMARY_BUFFERS),
+            ("timestamps", wgpu::Features::TIMESTAMP_QUERY),
+        ]
+        .map(|(name, feature)| (name, features.contains(feature)))
+        .to_vec(),
         refused: (!missing.is_empty()).then(|| missing.join(", ")),
         not_by_itself: software.then(|| "is a software renderer, slower than rynd's own CPU path".to_owned()),
         name: info.name,
     }
+}
+
+/// Bytes of the largest heap that is local to the device. Only Vulkan is asked: wgpu has no question of its own.
+fn memory_bytes(adapter: &wgpu::Adapter) -> Option<u64> {
+    /// VK_MEMORY_HEAP_DEVICE_LOCAL_BIT.
+    const DEVICE_LOCAL: u32 = 1;
+    // SAFETY: the handles are those of the adapter, which outlives them here, and the query only reads.
+    let properties = unsafe {
+        let vulkan = adapter.as_hal::<wgpu::hal::api::Vulkan>()?;
+        let instance = vulkan.shared_instance().raw_instance();
+        instance.get_physical_device_memory_properties(vulkan.raw_physical_device())
+    };
+    let heaps = properties.memory_heaps.iter().take(properties.memory_heap_count as usize);
+    heaps.filter(|heap| heap.flags.as_raw() & DEVICE_LOCAL != 0).map(|heap| heap.size).max()
 }
 
 /// An open device. Clones share it.

@@ -12,12 +12,14 @@ mod layout;
 mod matrix;
 mod ops;
 mod pipelines;
+pub mod room;
 mod run;
 pub mod shaders;
 mod slots;
 mod upload;
 mod vectors;
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -25,7 +27,7 @@ pub use device::{AdapterReport, Counters, Device, Devices, GpuError, Handicap};
 pub use layout::Layout;
 pub use ops::refusal;
 
-use self::ops::{KvBuffers, Prepared, Setup, TileSets};
+use self::ops::{Adder, KvBuffers, Prepared, Setup, TileSets};
 use self::slots::{Slots, values_bytes};
 use self::vectors::Vectors;
 use crate::backend::{Backend, BackendError, Env, KvFormat};
@@ -57,8 +59,10 @@ pub struct Gpu {
     env: wgpu::Buffer,
     angles: wgpu::Buffer,
     page: wgpu::Buffer,
-    logits: Option<wgpu::Buffer>, // mapped for reading, (r, vocab)
-    pending: Option<run::Pending>,
+    pending: Vec<run::ReadBack>,
+    spare: Vec<wgpu::Buffer>, // for read-backs
+    adders: HashMap<Slot, Adder>,
+    adds: Vec<Slot>, // rows of the host that the next submission adds
     pad: run::Scratchpad,
     counters: Counters,
     uploaded_bytes: u64,
@@ -104,6 +108,14 @@ impl Gpu {
             .iter()
             .map(|step| is_mine(step.side).then(|| Prepared::new(&mut setup, &step.op)).transpose())
             .collect::<Result<_, _>>()?;
+        let mut adders = HashMap::new();
+        for op in ops() {
+            if let Op::Experts { out, .. } = op
+                && !adders.contains_key(out)
+            {
+                adders.insert(*out, Adder::new(&setup, *out)?);
+            }
+        }
         let uploaded_bytes = setup.uploader.finish()?;
         Ok(Gpu {
             device,
@@ -116,8 +128,10 @@ impl Gpu {
             env,
             angles,
             page,
-            logits: None,
-            pending: None,
+            pending: vec![],
+            spare: vec![],
+            adders,
+            adds: vec![],
             pad: run::Scratchpad::default(),
             counters: Counters::default(),
             uploaded_bytes,
@@ -153,7 +167,12 @@ impl Gpu {
 
 impl Backend for Gpu {
     fn run(&mut self, steps: Range<usize>, env: &Env) -> Result<(), BackendError> {
-        self.run_steps(steps, env)
+        let logits = self.plan.logits;
+        let mine = steps.clone().rfind(|&step| self.steps[step].is_some());
+        let Some(last) = mine.filter(|_| !env.tokens.is_empty()) else { return Ok(()) };
+        let ends_in_logits = self.plan.steps[last].op.writes().contains(&logits);
+        self.begin(env)?;
+        self.submit(steps, if ends_in_logits { std::slice::from_ref(&logits) } else { &[] })
     }
 
     fn read(&mut self, slot: Slot, out: &mut [f32]) -> Result<(), BackendError> {

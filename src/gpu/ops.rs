@@ -3,6 +3,7 @@
 //! A step holds its calls for one token and for a batch; `record` picks by the number of tokens and fills in what
 //! depends on the run. Nothing is allocated and no pipeline is made after load.
 
+mod add;
 mod attention;
 mod dense;
 mod experts;
@@ -12,7 +13,8 @@ use std::sync::Arc;
 
 use rynd_quant::Format;
 
-pub(super) use attention::{Attention, KvBuffers, RopeStore, TileSets};
+pub(super) use add::Adder;
+pub(super) use attention::{Attention, KvBuffers, RopeStore, TileSets, page_bytes};
 pub(super) use dense::{Embed, Gated, Linear, NormStep, TakeRows};
 pub(super) use experts::{Experts, Router};
 

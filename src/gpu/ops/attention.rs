@@ -31,14 +31,7 @@ pub(in crate::gpu) struct KvBuffers {
 impl KvBuffers {
     /// An empty cache.
     pub(in crate::gpu) fn new(device: &Device, kv: &Kv, format: KvFormat, pages: usize) -> Result<KvBuffers, GpuError> {
-        let d = kv.head_dim;
-        // Words of one head of one page, keys or values: see shaders/lib/kv_read_*.wgsl.
-        let words = match format {
-            KvFormat::F32 => d * PAGE_TOKENS,
-            KvFormat::F16 => d / 2 * PAGE_TOKENS,
-            KvFormat::Q8_0 => d / 4 * PAGE_TOKENS + d.div_ceil(64) * PAGE_TOKENS,
-        };
-        let page_bytes = (words * kv.kv_heads * 4) as u64;
+        let page_bytes = page_bytes(kv, format);
         let buffer = |what: &str| device.storage(what, page_bytes * pages as u64, "lower -c, or use --kv q8_0");
         Ok(KvBuffers {
             keys: buffer("cached keys")?,
@@ -47,6 +40,18 @@ impl KvBuffers {
             value_page_bytes: page_bytes,
         })
     }
+}
+
+/// Bytes of the keys, or of the values, of one page.
+pub(in crate::gpu) fn page_bytes(kv: &Kv, format: KvFormat) -> u64 {
+    let d = kv.head_dim;
+    // Words of one head of one page, keys or values: see shaders/lib/kv_read_*.wgsl.
+    let words = match format {
+        KvFormat::F32 => d * PAGE_TOKENS,
+        KvFormat::F16 => d / 2 * PAGE_TOKENS,
+        KvFormat::Q8_0 => d / 4 * PAGE_TOKENS + d.div_ceil(64) * PAGE_TOKENS,
+    };
+    (words * kv.kv_heads * 4) as u64
 }
 
 /// How the query heads of one key-value head are cut, and the tokens that fill a tile.
