@@ -96,17 +96,7 @@ impl Matrix {
             Rows::Paired(..) => 2,
         };
         let all = expert_rows * first.experts;
-        let limit = device.binding_bytes() as usize;
-        let most = limit / row_bytes / granule * granule;
-        if most == 0 {
-            return Err(GpuError::TooLarge {
-                adapter: device.report().name.clone(),
-                what,
-                bytes: (granule * row_bytes) as u64,
-                limit: limit as u64,
-                advice: "leave this layer on the CPU with --gpu-layers",
-            });
-        }
+        let most = bank_rows(device, &what, granule, row_bytes)?;
         let sources: Vec<(&[u8], usize)> =
             rows.tensors().into_iter().map(|id| (weights.bytes(id), plan.weight(id).row_bytes())).collect();
         let source = |row: usize| -> &[u8] {
@@ -143,8 +133,41 @@ impl Matrix {
         })
     }
 
+    /// Room for matrices of (rows, k), one a slot, whose bytes come later.
+    pub(super) fn slots(
+        device: &Device,
+        layout: &Layout,
+        [rows, k]: [usize; 2],
+        slots: usize,
+    ) -> Result<Matrix, GpuError> {
+        let row_bytes = layout.row_bytes(k);
+        let most = bank_rows(device, "an expert", rows, row_bytes)?;
+        let mut banks = vec![];
+        for first_row in (0..rows * slots).step_by(most) {
+            let rows = most.min(rows * slots - first_row);
+            let buffer = device.storage("expert slots", (rows * row_bytes) as u64, "use fewer expert slots")?;
+            banks.push(Bank { buffer, first_row, rows });
+        }
+        Ok(Matrix { format: layout.format, k, units: layout.units(k), row_bytes, rows, experts: slots, banks })
+    }
+
     /// vec4 of a row.
     pub(super) fn row_quads(&self) -> u32 {
         (self.row_bytes / QUAD) as u32
+    }
+}
+
+/// Rows of a bank: whole granules, as many as one binding holds.
+fn bank_rows(device: &Device, what: &str, granule: usize, row_bytes: usize) -> Result<usize, GpuError> {
+    let limit = device.binding_bytes() as usize;
+    match limit / row_bytes / granule * granule {
+        0 => Err(GpuError::TooLarge {
+            adapter: device.report().name.clone(),
+            what: what.to_owned(),
+            bytes: (granule * row_bytes) as u64,
+            limit: limit as u64,
+            advice: "leave this layer on the CPU with --gpu-layers",
+        }),
+        most => Ok(most),
     }
 }
