@@ -47,7 +47,12 @@ fn override_sets(kernel: Kernel) -> Vec<Overrides> {
             .collect(),
         Kernel::AttentionMerge => each("HEAD_DIM", &[64, 128]),
         Kernel::Router => each("NORMALIZE", &[0, 1]),
-        Kernel::Embed(_) | Kernel::ExpertsGroup | Kernel::ExpertsSum | Kernel::TakeRows | Kernel::Argmax => {
+        Kernel::Embed(_)
+        | Kernel::ExpertsGroup
+        | Kernel::ExpertsSum
+        | Kernel::TakeRows
+        | Kernel::Add
+        | Kernel::Argmax => {
             vec![vec![]]
         }
     }

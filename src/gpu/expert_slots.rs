@@ -37,7 +37,7 @@ pub(super) struct Pool {
     pub map: wgpu::Buffer, // (steps, experts)
     pub experts: usize,
     rows_of: HashMap<usize, usize>, // step -> row of the map
-    layouts: [&'static Layout; 2], // of up, of down
+    layouts: [&'static Layout; 2],  // of up, of down
 }
 
 /// The tensors of an `Op::Experts`.

@@ -1,5 +1,8 @@
 //! Small plans over random weights, run on the CPU and on the GPU.
 
+// Each test file uses a part of it.
+#![allow(dead_code)]
+
 use std::cell::OnceCell;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -287,7 +287,11 @@ impl Layer<'_> {
         gate: u32,
         [x, out, pairs]: [Place; 3],
     ) -> Result<Vec<BankCalls>, GpuError> {
-        matrix.banks.chunks(BANKS).map(|banks| self.bank_calls(setup, matrix, banks, kernel, gate, [x, out, pairs])).collect()
+        matrix
+            .banks
+            .chunks(BANKS)
+            .map(|banks| self.bank_calls(setup, matrix, banks, kernel, gate, [x, out, pairs]))
+            .collect()
     }
 
     fn bank_calls(
