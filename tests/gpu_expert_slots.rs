@@ -5,7 +5,7 @@
 
 mod gpu_case;
 
-use gpu_case::{Case, Random, device, nmse};
+use gpu_case::{Case, Random, device, nmse, nmse_added};
 use rynd::backend::{Backend, Env, KvFormat, Token};
 use rynd::cpu::Cpu;
 use rynd::gpu::{ExpertUploader, Gpu, GpuConfig, Handicap, NO_SLOT, SlotPool, expert_slot_bytes};
@@ -48,6 +48,11 @@ impl Mixture {
         let config = GpuConfig { index, batch, pages: 4, kv: KvFormat::F16 };
         let pools = [SlotPool { steps: vec![1, 3], slots }];
         Some(Gpu::with_pools(device(handicap)?, self.case.weights(), &config, &pools).unwrap())
+    }
+
+    /// What `out` held before.
+    fn base<'a>(&self, inputs: &'a [(Slot, Vec<f32>)]) -> &'a [f32] {
+        &inputs.iter().find(|(slot, _)| *slot == self.out).unwrap().1
     }
 
     /// Puts an expert of a layer into a slot.
@@ -152,7 +157,7 @@ fn resident_experts_are_summed_and_the_rest_is_left_to_others() {
                 gpu.run(0..4, &env).unwrap();
                 let mut found = vec![0.0; hits.len()];
                 gpu.read(mixture.out, &mut found).unwrap();
-                let off = nmse(&found, &hits);
+                let off = nmse_added(&found, &hits, mixture.base(&inputs));
                 assert!(off <= CLOSE, "{what}: hits are {off:.1e} off");
                 if filled == 0 {
                     assert_eq!(found, hits, "{what}: nothing is resident, nothing is added");
@@ -166,7 +171,7 @@ fn resident_experts_are_summed_and_the_rest_is_left_to_others() {
                 gpu.add(mixture.out, &misses).unwrap();
                 gpu.submit(0..0, &[mixture.out]).unwrap();
                 gpu.read(mixture.out, &mut found).unwrap();
-                let off = nmse(&found, &whole);
+                let off = nmse_added(&found, &whole, mixture.base(&inputs));
                 assert!(off <= CLOSE, "{what}: the whole is {off:.1e} off");
             }
         }
@@ -210,7 +215,7 @@ fn a_slot_is_given_from_one_expert_to_another_while_runs_are_submitted() {
         gpu.run(0..4, &env).unwrap();
         let mut found = vec![0.0; expected.len()];
         gpu.read(mixture.out, &mut found).unwrap();
-        let off = nmse(&found, &expected);
+        let off = nmse_added(&found, &expected, mixture.base(&inputs));
         assert!(off <= CLOSE, "round {round}: {off:.1e} off");
     }
 }
