@@ -4,7 +4,7 @@
 //! models can be judged from their headers, without their weights or a GPU.
 
 use super::matrix::Rows;
-use super::ops::{attention_dispatches, has_tail};
+use super::ops::{EXPERT_BANKS, attention_dispatches, has_tail};
 use super::slots::stacks;
 use crate::plan::{Op, Plan, WeightId};
 
@@ -30,7 +30,10 @@ pub fn dispatches(plan: &Plan, op: &Op, bank_bytes: u64, pages: usize) -> usize 
         }
         Op::Attention { heads, window, .. } => attention_dispatches(*heads, *window, pages),
         Op::Router { weight, .. } => one(weight) + 1,
-        Op::Experts { gate, up, down, .. } => banks(Rows::Paired(*gate, *up)) + one(down),
+        Op::Experts { gate, up, down, .. } => {
+            // One dispatch binds several banks.
+            banks(Rows::Paired(*gate, *up)).div_ceil(EXPERT_BANKS) + one(down).div_ceil(EXPERT_BANKS)
+        }
         Op::RmsNorm { .. } | Op::RopeStore { .. } | Op::TakeRows { .. } => 1,
         Op::Move { .. } => 0,
     }

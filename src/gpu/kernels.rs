@@ -197,9 +197,10 @@ impl Kernel {
             Kernel::Embed(_) | Kernel::RmsNorm | Kernel::Gate | Kernel::TakeRows => &[R, R, W],
             Kernel::Matvec(..) | Kernel::Matmul(_) | Kernel::ExpertsSum => &[R, R, R, W],
             Kernel::RopeStore(_) => &[W, W, W, R, R, R, W, W],
-            Kernel::Attention(_) | Kernel::ExpertsGated(..) | Kernel::ExpertsDown(..) => &[R, R, R, R, W],
+            Kernel::Attention(_) => &[R, R, R, R, W],
+            Kernel::ExpertsGated(..) | Kernel::ExpertsDown(..) => &[R, R, R, R, R, R, W],
             Kernel::AttentionMerge | Kernel::Router | Kernel::ExpertsGroup | Kernel::Add | Kernel::Argmax => &[R, W],
-            Kernel::ExpertsMatmul(_) => &[R, R, R, R, W, R],
+            Kernel::ExpertsMatmul(_) => &[R, R, R, R, R, R, W, R],
         }
     }
 }

@@ -8,6 +8,7 @@
 
 mod counts;
 mod device;
+mod expert_slots;
 pub mod kernels;
 mod layout;
 mod matrix;
@@ -27,10 +28,12 @@ use std::sync::Arc;
 
 pub use counts::dispatches;
 pub use device::{AdapterReport, Counters, Device, Devices, GpuError, Handicap, quiet_drivers};
+pub use expert_slots::{ExpertUploader, NO_SLOT, SlotPool, Ticket, expert_slot_bytes};
 pub use layout::Layout;
 pub use ops::refusal;
 pub use timer::Times;
 
+use self::expert_slots::Pool;
 use self::ops::{Adder, KvBuffers, Prepared, Setup, TileSets};
 use self::slots::{Slots, values_bytes};
 use self::timer::Timer;
@@ -66,6 +69,7 @@ pub struct Gpu {
     page: wgpu::Buffer,
     pending: Vec<run::ReadBack>,
     spare: Vec<wgpu::Buffer>, // for read-backs
+    pools: Arc<[Pool]>,
     adders: HashMap<Slot, Adder>,
     adds: Vec<Slot>, // rows of the host that the next submission adds
     pad: run::Scratchpad,
@@ -77,9 +81,23 @@ pub struct Gpu {
 impl Gpu {
     /// Uploads the weights of this side's steps and prepares them.
     pub fn new(device: Device, weights: &Weights, config: &GpuConfig) -> Result<Gpu, GpuError> {
+        Gpu::with_pools(device, weights, config, &[])
+    }
+
+    /// The same, where the experts of some steps lie in slots. Such a step adds the share of the experts that have one; it
+    /// is prepared even when it is another side's, for a partial sum.
+    pub fn with_pools(
+        device: Device,
+        weights: &Weights,
+        config: &GpuConfig,
+        pools: &[SlotPool],
+    ) -> Result<Gpu, GpuError> {
         let plan = Arc::clone(weights.plan());
-        let is_mine = |side: Side| side == Side::Gpu(config.index);
-        let ops = || plan.steps.iter().filter(|step| is_mine(step.side)).map(|step| &step.op);
+        let is_mine = |step: usize| {
+            let pooled = pools.iter().any(|pool| pool.steps.contains(&step));
+            pooled || plan.steps[step].side == Side::Gpu(config.index)
+        };
+        let ops = || plan.steps.iter().enumerate().filter(|(at, _)| is_mine(*at)).map(|(_, step)| &step.op);
         let tile_sets = TileSets::new(ops());
         let mut ropes_used = vec![false; plan.ropes.len()];
         let mut kv_used = vec![false; plan.kv.len()];
@@ -106,13 +124,22 @@ impl Gpu {
         let slots = Slots::new(&device, &plan, ops(), config.batch)?;
         let vectors = Vectors::new(&device, weights, ops())?;
 
-        let mut setup =
-            Setup::new(&device, weights, &slots, &vectors, [&env, &angles], (&kv, config.kv), &tile_sets, config.batch);
+        let pools: Arc<[Pool]> =
+            pools.iter().map(|pool| Pool::new(&device, &plan, pool)).collect::<Result<_, GpuError>>()?;
+        let mut setup = Setup::new(
+            &device,
+            weights,
+            &slots,
+            &vectors,
+            [&env, &angles],
+            (&kv, config.kv),
+            &tile_sets,
+            config.batch,
+            &pools,
+        );
         ops().for_each(|op| Prepared::announce(&mut setup, op));
-        let steps = plan
-            .steps
-            .iter()
-            .map(|step| is_mine(step.side).then(|| Prepared::new(&mut setup, &step.op)).transpose())
+        let steps = (0..plan.steps.len())
+            .map(|step| is_mine(step).then(|| Prepared::new(&mut setup, step)).transpose())
             .collect::<Result<_, _>>()?;
         let mut adders = HashMap::new();
         for op in ops() {
@@ -136,6 +163,7 @@ impl Gpu {
             page,
             pending: vec![],
             spare: vec![],
+            pools,
             adders,
             adds: vec![],
             pad: run::Scratchpad::default(),
@@ -175,6 +203,22 @@ impl Gpu {
     /// Bytes of weights that were uploaded.
     pub fn uploaded_bytes(&self) -> u64 {
         self.uploaded_bytes
+    }
+
+    /// An uploader for the slots of this device's pools, with so many uploads on their way at once.
+    pub fn expert_uploader(&self, in_flight: usize) -> Result<ExpertUploader, GpuError> {
+        ExpertUploader::new(&self.device, &self.pools, in_flight)
+    }
+
+    /// Sets which slot each expert of a step lies in, or `NO_SLOT`, from the next submission on.
+    pub fn set_expert_slots(&mut self, step: usize, slots: &[u32]) -> Result<(), GpuError> {
+        let Some((pool, at)) = self.pools.iter().find_map(|pool| Some((pool, pool.map_at(step)?))) else {
+            let why = "it belongs to no pool".to_owned();
+            return Err(GpuError::Unsupported { what: format!("expert slots for step {step}"), why });
+        };
+        pool.set(&self.device, at, slots);
+        self.counters.written_bytes += slots.len() as u64 * 4;
+        self.device.check()
     }
 
     /// Number of pipelines that the device has made.
