@@ -29,6 +29,9 @@ pub struct Env<'a> {
     pub pages: &'a [&'a [u32]],
 }
 
+/// In the ids of `Op::Router`'s picks: another executor computes this expert.
+pub const ELSEWHERE: u32 = u32::MAX;
+
 /// Why a run failed.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
@@ -38,6 +41,9 @@ pub enum BackendError {
     OutOfMemory { what: String, bytes: usize },
     #[error("{0}")]
     Device(String),
+    /// A device is gone, and what it held with it.
+    #[error("{0}")]
+    Lost(String),
 }
 
 /// How cached keys and values are stored.

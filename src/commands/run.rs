@@ -93,6 +93,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let interrupted = summary.finish == Finish::Interrupted;
     if arguments.stats || interrupted {
         print_stats(&summary)?;
+        if let Some(report) = engine.expert_report() {
+            writeln!(io::stderr(), "experts   {report}")?;
+        }
     }
     Ok(if interrupted { ExitCode::from(interrupt::EXIT_CODE) } else { ExitCode::SUCCESS })
 }

@@ -4,22 +4,33 @@
 //! what differs from what a session already holds is computed: `Session::sync` keeps the longest common prefix, so
 //! edits, regenerations and the turns of a chat cost their new tokens only.
 
+mod gpus;
+mod hybrid;
 mod record;
 mod session;
+mod split;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use record::{expert_header, router_key};
+pub use gpus::{GpuChoice, GpuOptions, GpuShare, Outline};
+pub use hybrid::{ExpertChoice, ExpertOptions, ExpertReport, Probe, SlotPlan};
+pub use record::{expert_header, header_of, router_key};
 pub use session::{Session, Wanted};
+pub use split::Split;
 
+use self::gpus::Sizes;
+use self::hybrid::{Hybrid, page_experts};
 use self::record::Recorder;
 use crate::backend::{Backend, BackendError, Env, KvFormat, PickLog, Token};
 use crate::cpu::{Cpu, CpuConfig, InputSums};
 use crate::gguf::{Gguf, GgufError};
+use crate::gpu::GpuError;
+pub use crate::gpu::{AdapterReport, Counters, Devices, Gpu, Times, quiet_drivers};
 use crate::models::{self, RopeOverride};
-use crate::plan::{PAGE_TOKENS, Plan, PlanError, Slot};
+pub use crate::plan::Side;
+use crate::plan::{Op, PAGE_TOKENS, Plan, PlanError, Slot};
 use crate::weights::Weights;
 
 /// Why a model can not be loaded or run.
@@ -31,6 +42,15 @@ pub enum EngineError {
     Plan(#[from] PlanError),
     #[error(transparent)]
     Backend(#[from] BackendError),
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+    #[error(
+        "{wanted} layers were to go to GPUs, the head counted as one, but their memory ({budget} bytes in all) has room \
+         for {fits}; lower --gpu-layers, -c or -b, raise --gpu-memory, or use --cpu-experts or --gpu off"
+    )]
+    LayersDoNotFit { wanted: usize, fits: usize, budget: u64 },
+    #[error("an importance matrix is collected on the CPU; use --gpu off")]
+    ObservedOnGpu,
     #[error("the prompt is empty; give at least one token")]
     EmptyPrompt,
     #[error("{tokens} tokens do not fit the context of {context}; shorten the prompt or raise it with -c")]
@@ -41,8 +61,20 @@ pub enum EngineError {
     Trace { path: PathBuf, cause: std::io::Error },
     #[error("{file}: the model has no experts, so there is nothing to trace; leave --trace out")]
     NothingToTrace { file: PathBuf },
+    #[error("{file}: {cause}; leave --experts-profile out, or give a profile of this model")]
+    Profile { file: PathBuf, cause: String },
     #[error("interrupted")]
     Interrupted,
+}
+
+impl EngineError {
+    /// Whether the CPU could do what failed.
+    fn is_of_gpu(&self) -> bool {
+        matches!(
+            self,
+            EngineError::Gpu(_) | EngineError::LayersDoNotFit { .. } | EngineError::Backend(BackendError::Lost(_))
+        )
+    }
 }
 
 /// How to load a model.
@@ -64,6 +96,21 @@ pub struct EngineConfig {
     pub observe_inputs: bool,
     /// Write what the routers pick to this file.
     pub trace: Option<PathBuf>,
+    pub gpu: GpuOptions,
+    pub experts: ExpertOptions,
+    /// Hears when the model moves to the CPU because a GPU could not be used.
+    pub notice: fn(&str),
+}
+
+impl EngineConfig {
+    fn threads(&self) -> usize {
+        self.threads.unwrap_or_else(num_cpus::get_physical).max(1)
+    }
+
+    /// Tokens of context for this plan.
+    fn context(&self, plan: &Plan) -> usize {
+        self.context.unwrap_or(plan.context.min(DEFAULT_CONTEXT)).max(1)
+    }
 }
 
 /// Context when neither the user nor a smaller model says otherwise.
@@ -81,6 +128,9 @@ impl Default for EngineConfig {
             sessions: 1,
             observe_inputs: false,
             trace: None,
+            gpu: GpuOptions::default(),
+            experts: ExpertOptions::default(),
+            notice: |_| {},
         }
     }
 }
@@ -89,14 +139,18 @@ impl Default for EngineConfig {
 pub struct Engine {
     gguf: Gguf,
     plan: Arc<Plan>,
-    backend: Box<dyn Backend>,
+    backend: Split,
     free_pages: Vec<u32>,
     context: usize,
     batch: usize,
     threads: usize,
     logits: Vec<f32>, // (r, vocab) of the last run
+    config: EngineConfig,
+    /// Rises when executors were replaced and what they cached is gone.
+    epoch: u32,
     input_sums: Option<Arc<InputSums>>,
     recorder: Option<Recorder>,
+    log: Option<Arc<PickLog>>,
 }
 
 impl Engine {
@@ -107,37 +161,125 @@ impl Engine {
 
     /// Prepares to run the model in an open file.
     pub fn new(gguf: Gguf, config: &EngineConfig) -> Result<Engine, EngineError> {
-        let plan = Arc::new(models::plan(&gguf, &config.rope)?);
-        let context = config.context.unwrap_or(plan.context.min(DEFAULT_CONTEXT)).max(1);
-        let threads = config.threads.unwrap_or_else(num_cpus::get_physical).max(1);
-        let batch = config.batch.clamp(1, context);
-        let pages = context.div_ceil(PAGE_TOKENS) * config.sessions.max(1);
+        if config.observe_inputs && matches!(config.gpu.choice, GpuChoice::These(_)) {
+            return Err(EngineError::ObservedOnGpu);
+        }
+        let plan = models::plan(&gguf, &config.rope)?;
+        let log = config.trace.as_ref().map(|_| Arc::new(PickLog::new(&plan)));
+        let recorder = match (&config.trace, &log) {
+            (Some(path), Some(log)) => Some(Recorder::create(path, &gguf, &plan, Arc::clone(log))?),
+            _ => None,
+        };
+        let (plan, mut backend, input_sums) = match Engine::backend(&gguf, Outline::new(&plan, config), config) {
+            Ok(made) => made,
+            Err(e) if config.gpu.choice == GpuChoice::Auto && e.is_of_gpu() => {
+                (config.notice)(&format!("running on the CPU: {e}"));
+                Engine::backend(&gguf, Ok(Outline::cpu(plan)), config)?
+            }
+            Err(e) => return Err(e),
+        };
+        if let Some(log) = &log {
+            backend.log_picks(Arc::clone(log));
+        }
+        let context = config.context(&plan);
+        let Sizes { batch, pages, .. } = Sizes::new(&plan, config);
+        Ok(Engine {
+            gguf,
+            plan,
+            backend,
+            free_pages: (0..pages as u32).rev().collect(),
+            context,
+            batch,
+            threads: config.threads(),
+            logits: vec![],
+            config: config.clone(),
+            epoch: 0,
+            input_sums,
+            recorder,
+            log,
+        })
+    }
+
+    /// The placement that `new` would choose, from the header alone.
+    pub fn outline(gguf: &Gguf, config: &EngineConfig) -> Result<Outline, EngineError> {
+        let plan = models::plan(gguf, &config.rope)?;
+        match Outline::new(&plan, config) {
+            Err(e) if config.gpu.choice == GpuChoice::Auto && e.is_of_gpu() => {
+                (config.notice)(&format!("running on the CPU: {e}"));
+                Ok(Outline::cpu(plan))
+            }
+            outline => outline,
+        }
+    }
+
+    /// The executors of an outline.
+    fn backend(
+        gguf: &Gguf,
+        outline: Result<Outline, EngineError>,
+        config: &EngineConfig,
+    ) -> Result<(Arc<Plan>, Split, Option<Arc<InputSums>>), EngineError> {
+        let outline = outline?;
+        let plan = Arc::clone(&outline.plan);
+        let Sizes { batch, pages, kv } = Sizes::new(&plan, config);
         let weights = Weights::new(gguf.clone(), Arc::clone(&plan));
-        let mut cpu = Cpu::new(weights, &CpuConfig { threads, batch, pages, kv: config.kv, exact: config.exact })?;
+        let mut gpus = outline.open(&weights, config)?;
+        let hybrid = match &outline.slots {
+            Some(slots) => Some(page_experts(gguf, slots, &weights, &mut gpus, config)?),
+            None => None,
+        };
+        let cpu_config = CpuConfig { threads: config.threads(), batch, pages, kv, exact: config.exact };
+        let mut cpu = Cpu::new(weights, &cpu_config)?;
         let input_sums = config.observe_inputs.then(|| Arc::new(InputSums::new(&plan)));
         if let Some(sums) = &input_sums {
             cpu.observe(Arc::clone(sums));
         }
-        let recorder = match &config.trace {
-            Some(path) => {
-                let log = Arc::new(PickLog::new(&plan));
-                cpu.log_picks(Arc::clone(&log));
-                Some(Recorder::create(path, &gguf, &plan, log)?)
-            }
-            None => None,
-        };
-        Ok(Engine {
-            gguf,
-            plan,
-            backend: Box::new(cpu),
-            free_pages: (0..pages as u32).rev().collect(),
-            context,
-            batch,
-            threads,
-            logits: vec![],
-            input_sums,
-            recorder,
-        })
+        let mut split = Split::new(Arc::clone(&plan), cpu, gpus);
+        if let Some(hybrid) = hybrid {
+            split.page_experts(hybrid);
+        }
+        Ok((plan, split, input_sums))
+    }
+
+    /// The GPUs that are in use.
+    pub fn gpus(&self) -> &[Gpu] {
+        self.backend.gpus()
+    }
+
+    /// What each GPU holds.
+    pub fn gpu_shares(&self) -> Vec<GpuShare> {
+        let gpus = (0..).zip(self.gpus());
+        gpus.map(|(side, gpu)| GpuShare::new(&self.plan, Side::Gpu(side), gpu, self.config.gpu.memory)).collect()
+    }
+
+    /// Goes on without GPUs after one was lost, where they were nobody's explicit choice; else returns the error.
+    fn leave_gpus(&mut self, e: EngineError) -> Result<(), EngineError> {
+        let lost = matches!(e, EngineError::Backend(BackendError::Lost(_)));
+        if !lost || self.config.gpu.choice != GpuChoice::Auto || self.gpus().is_empty() {
+            return Err(e);
+        }
+        (self.config.notice)(&format!("going on with the CPU: {e}"));
+        let outline = Outline::cpu(models::plan(&self.gguf, &self.config.rope)?);
+        (self.plan, self.backend, self.input_sums) = Engine::backend(&self.gguf, Ok(outline), &self.config)?;
+        if let Some(log) = &self.log {
+            self.backend.log_picks(Arc::clone(log));
+        }
+        self.epoch += 1;
+        Ok(())
+    }
+
+    /// What the cache of experts did so far; `None` when experts do not move.
+    pub fn expert_report(&self) -> Option<ExpertReport> {
+        self.backend.hybrid().map(Hybrid::report)
+    }
+
+    /// Times every kernel from now on, or no longer; false where a GPU has no timestamps.
+    pub fn time_kernels(&mut self, on: bool) -> bool {
+        self.backend.gpus_mut().iter_mut().all(|gpu| gpu.time_kernels(on))
+    }
+
+    /// Starts counting anew on all GPUs.
+    pub fn reset_counters(&mut self) {
+        self.backend.gpus_mut().iter_mut().for_each(Gpu::reset_counters);
     }
 
     /// The model file.
@@ -209,7 +351,9 @@ impl Engine {
                 result = Err(e.into());
                 break;
             }
-            for slot in self.plan.steps[at].op.writes() {
+            // A value on its way is the same on both sides.
+            let moved = matches!(self.plan.steps[at].op, Op::Move { .. });
+            for slot in self.plan.steps[at].op.writes().into_iter().filter(|_| !moved) {
                 values.resize(ids.len() * self.plan.slot(slot).width, 0.0);
                 if let Err(e) = self.backend.read(slot, &mut values) {
                     result = Err(e.into());

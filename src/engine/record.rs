@@ -17,6 +17,7 @@ use super::EngineError;
 use crate::backend::{PickLog, Token};
 use crate::experts::{Header, LayerInfo, Phase, TokenInfo, write_token};
 use crate::gguf::Gguf;
+use crate::models::{self, RopeOverride};
 use crate::plan::{Op, Plan};
 
 /// Bytes of each router that go into the model's key.
@@ -121,6 +122,11 @@ impl Drop for Recorder {
         // Nobody is left to tell; the file then keeps its '.part' name.
         let _ = self.close();
     }
+}
+
+/// What a trace of this file would say of it; `None` when it has no experts.
+pub fn header_of(gguf: &Gguf) -> Result<Option<Header>, EngineError> {
+    Ok(expert_header(gguf, &models::plan(gguf, &RopeOverride::default())?))
 }
 
 /// What a trace of this model says of it; `None` when it has no experts.

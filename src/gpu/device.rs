@@ -36,7 +36,10 @@ pub enum GpuError {
 
 impl From<GpuError> for BackendError {
     fn from(e: GpuError) -> BackendError {
-        BackendError::Device(e.to_string())
+        match e {
+            GpuError::Lost { .. } => BackendError::Lost(e.to_string()),
+            e => BackendError::Device(e.to_string()),
+        }
     }
 }
 
@@ -48,14 +51,14 @@ pub struct Counters {
     pub dispatches: u64,
     pub read_backs: u64,
     pub read_back_bytes: u64,
-    /// Written for a run: tokens, page tables, rotary angles.
-    pub env_bytes: u64,
+    /// Written by the host: tokens, page tables, rotary angles, values of other sides.
+    pub written_bytes: u64,
     /// Weight bytes that the dispatches read, in GPU layout.
     pub weight_bytes: u64,
 }
 
 /// An adapter as `rynd devices` shows it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize)]
 pub struct AdapterReport {
     pub index: usize,
     pub name: String,
@@ -68,10 +71,21 @@ pub struct AdapterReport {
     pub unified_memory: bool,
     pub max_binding_bytes: u64,
     pub max_buffer_bytes: u64,
+    /// Memory of its own, or that it shares with the CPU; `None` where the driver does not say.
+    pub memory_bytes: Option<u64>,
+    /// Optional features that rynd makes use of, by name, and whether it has them.
+    pub features: Vec<(&'static str, bool)>,
     /// Why it can not be used at all.
     pub refused: Option<String>,
     /// Why `auto` leaves it alone although it could be used.
     pub not_by_itself: Option<String>,
+}
+
+impl AdapterReport {
+    /// Bytes of a matrix that are bound at once, at most.
+    pub fn bank_bytes(&self) -> u64 {
+        self.max_binding_bytes.min(self.max_buffer_bytes).min(i32::MAX as u64)
+    }
 }
 
 /// All adapters of the machine.
@@ -116,10 +130,22 @@ impl Devices {
             if info.vendor != 0 && adapters.iter().any(|(other, _)| is_twin(&other.get_info())) {
                 continue;
             }
-            let report = report(adapters.len(), &adapter);
-            adapters.push((adapter, report));
+            for _ in 0..copies() {
+                let report = report(adapters.len(), &adapter);
+                adapters.push((adapter.clone(), report));
+            }
         }
         Devices { adapters }
+    }
+
+    /// What is known of an adapter.
+    pub fn report(&self, index: usize) -> Result<&AdapterReport, GpuError> {
+        let count = self.adapters.len();
+        let (_, report) = self.adapters.get(index).ok_or(GpuError::NoSuchAdapter { index, count })?;
+        match &report.refused {
+            Some(why) => Err(GpuError::Unusable { adapter: report.name.clone(), why: why.clone() }),
+            None => Ok(report),
+        }
     }
 
     /// Every adapter, in the order of its index.
@@ -147,13 +173,23 @@ impl Devices {
 
     /// Opens an adapter. Several devices may be open on one.
     pub fn open(&self, index: usize, memory: Option<u64>, handicap: Handicap) -> Result<Device, GpuError> {
-        let (adapter, report) =
-            self.adapters.get(index).ok_or(GpuError::NoSuchAdapter { index, count: self.adapters.len() })?;
-        if let Some(why) = &report.refused {
-            return Err(GpuError::Unusable { adapter: report.name.clone(), why: why.clone() });
-        }
-        Device::open(adapter, report.clone(), memory, handicap)
+        let report = self.report(index)?;
+        Device::open(&self.adapters[index].0, report.clone(), memory, handicap)
     }
+}
+
+/// Keeps Mesa's layer that sorts devices by the display out of a process that has no display: it prints errors of its
+/// own. For the start of `main`, before any other thread runs.
+pub fn quiet_drivers() {
+    if cfg!(target_os = "linux") && std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+        // SAFETY: the process has one thread, so nobody reads the environment meanwhile.
+        unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
+    }
+}
+
+/// How often each adapter is listed: RYND_GPU_COPIES stands in for a machine with several GPUs.
+fn copies() -> usize {
+    std::env::var("RYND_GPU_COPIES").ok().and_then(|n| n.parse().ok()).unwrap_or(1).clamp(1, 8)
 }
 
 fn rank(kind: wgpu::DeviceType) -> u8 {
@@ -196,10 +232,33 @@ fn report(index: usize, adapter: &wgpu::Adapter) -> AdapterReport {
             && matches!(info.device_type, wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::Cpu),
         max_binding_bytes: limits.max_storage_buffer_binding_size,
         max_buffer_bytes: limits.max_buffer_size,
+        memory_bytes: memory_bytes(adapter),
+        features: [
+            ("subgroups", wgpu::Features::SUBGROUP),
+            ("mappable memory", wgpu::Features::MAPPABLE_PRIMARY_BUFFERS),
+            ("timestamps", wgpu::Features::TIMESTAMP_QUERY),
+        ]
+        .map(|(name, feature)| (name, features.contains(feature)))
+        .to_vec(),
         refused: (!missing.is_empty()).then(|| missing.join(", ")),
-        not_by_itself: software.then(|| "is a software renderer, slower than rynd's own CPU path".to_owned()),
+        not_by_itself: (software && std::env::var_os("RYND_GPU_SOFTWARE").is_none())
+            .then(|| "is a software renderer, slower than rynd's own CPU path".to_owned()),
         name: info.name,
     }
+}
+
+/// Bytes of the largest heap that is local to the device. Only Vulkan is asked: wgpu has no question of its own.
+fn memory_bytes(adapter: &wgpu::Adapter) -> Option<u64> {
+    /// VK_MEMORY_HEAP_DEVICE_LOCAL_BIT.
+    const DEVICE_LOCAL: u32 = 1;
+    // SAFETY: the handles are those of the adapter, which outlives them here, and the query only reads.
+    let properties = unsafe {
+        let vulkan = adapter.as_hal::<wgpu::hal::api::Vulkan>()?;
+        let instance = vulkan.shared_instance().raw_instance();
+        instance.get_physical_device_memory_properties(vulkan.raw_physical_device())
+    };
+    let heaps = properties.memory_heaps.iter().take(properties.memory_heap_count as usize);
+    heaps.filter(|heap| heap.flags.as_raw() & DEVICE_LOCAL != 0).map(|heap| heap.size).max()
 }
 
 /// An open device. Clones share it.
@@ -214,6 +273,7 @@ struct Inner {
     staging: bool,
     binding_bytes: u64,
     bounds_checks: bool,
+    timestamps: bool,
     budget: Option<u64>,
     allocated: AtomicU64,
     failure: Arc<Mutex<Option<String>>>,
@@ -236,8 +296,10 @@ impl Device {
         if !staging {
             wanted |= wgpu::Features::MAPPABLE_PRIMARY_BUFFERS;
         }
+        let timestamps = adapter.features() & wgpu::Features::TIMESTAMP_QUERY;
+        wanted |= timestamps;
         let limits = adapter.limits();
-        let largest = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(i32::MAX as u64);
+        let largest = report.bank_bytes();
         let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
             label: None,
             required_features: wanted,
@@ -268,6 +330,7 @@ impl Device {
             staging,
             binding_bytes: handicap.binding_bytes.map_or(largest, |bytes| bytes.min(largest)),
             bounds_checks: handicap.bounds_checks,
+            timestamps: !timestamps.is_empty(),
             budget: memory,
             allocated: AtomicU64::new(0),
             failure,
@@ -300,6 +363,17 @@ impl Device {
     /// Whether weights go through staging buffers; else they are written where they stay.
     pub(super) fn stages(&self) -> bool {
         self.0.staging
+    }
+
+    pub(super) fn has_timestamps(&self) -> bool {
+        self.0.timestamps
+    }
+
+    /// Makes the device fail from now on, as a crashed driver does.
+    pub fn lose(&self) {
+        let message = "it was given up on request".to_owned();
+        self.0.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(message);
+        self.0.device.destroy();
     }
 
     pub(super) fn checks_bounds(&self) -> bool {
@@ -342,6 +416,23 @@ impl Device {
 
     pub(super) fn lost(&self, message: String) -> GpuError {
         GpuError::Lost { adapter: self.0.report.name.clone(), message }
+    }
+
+    /// Memory of the host that values are read back through; no budget is asked.
+    pub(super) fn host_buffer(&self, bytes: u64) -> Result<wgpu::Buffer, GpuError> {
+        let scope = self.0.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let buffer = self.0.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("values on the host"),
+            size: bytes.next_multiple_of(16).max(16),
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        if pollster::block_on(scope.pop()).is_some() {
+            let what = "reading values back".to_owned();
+            return Err(GpuError::OutOfMemory { adapter: self.0.report.name.clone(), what, bytes });
+        }
+        self.check()?;
+        Ok(buffer)
     }
 
     /// A buffer within the budget and the device's memory.

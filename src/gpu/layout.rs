@@ -25,7 +25,7 @@ const fn plane(offset: usize, bytes: usize) -> Plane {
 
 /// A format's snippet files and planes.
 pub struct Layout {
-    format: Format,
+    pub format: Format,
     /// Files of `shaders/` that decode it.
     pub files: &'static [&'static str],
     planes: &'static [Plane],

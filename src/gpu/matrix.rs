@@ -53,6 +53,28 @@ impl Rows {
         self.tensors().into_iter().map(|id| plan.weight(id)).collect()
     }
 
+    /// Rows of one expert.
+    fn expert_rows(&self, plan: &Plan) -> usize {
+        self.weights(plan).iter().map(|w| w.rows).sum()
+    }
+
+    /// Rows that a bank never cuts: an expert's, or a (gate, up) pair.
+    fn granule(&self, plan: &Plan) -> usize {
+        match self {
+            _ if self.weights(plan)[0].experts > 1 => self.expert_rows(plan),
+            Rows::Stacked(_) => 1,
+            Rows::Paired(..) => 2,
+        }
+    }
+
+    /// Banks that the matrix takes.
+    pub(super) fn banks(&self, plan: &Plan, bank_bytes: u64) -> usize {
+        let first = self.weights(plan)[0];
+        let Some(layout) = Layout::of(first.format) else { return 0 };
+        let rows = self.expert_rows(plan) * first.experts;
+        rows.div_ceil(whole_rows(bank_bytes, self.granule(plan), layout.row_bytes(first.k)).max(1))
+    }
+
     /// Why these rows can not be one matrix on a GPU.
     pub(super) fn problem(&self, plan: &Plan) -> Option<String> {
         let weights = self.weights(plan);
@@ -88,25 +110,9 @@ impl Matrix {
         }
         let Some(layout) = Layout::of(first.format) else { return Err(unsupported("unknown format".to_owned())) };
         let row_bytes = layout.row_bytes(first.k);
-        let expert_rows: usize = tensors.iter().map(|w| w.rows).sum();
-        // A bank never cuts an expert, nor a (gate, up) pair.
-        let granule = match rows {
-            _ if first.experts > 1 => expert_rows,
-            Rows::Stacked(_) => 1,
-            Rows::Paired(..) => 2,
-        };
+        let expert_rows = rows.expert_rows(plan);
         let all = expert_rows * first.experts;
-        let limit = device.binding_bytes() as usize;
-        let most = limit / row_bytes / granule * granule;
-        if most == 0 {
-            return Err(GpuError::TooLarge {
-                adapter: device.report().name.clone(),
-                what,
-                bytes: (granule * row_bytes) as u64,
-                limit: limit as u64,
-                advice: "leave this layer on the CPU with --gpu-layers",
-            });
-        }
+        let most = bank_rows(device, &what, rows.granule(plan), row_bytes)?;
         let sources: Vec<(&[u8], usize)> =
             rows.tensors().into_iter().map(|id| (weights.bytes(id), plan.weight(id).row_bytes())).collect();
         let source = |row: usize| -> &[u8] {
@@ -132,6 +138,8 @@ impl Matrix {
             let buffer = uploader.rows(&what, first_row..end, row_bytes, &pack)?;
             banks.push(Bank { buffer, first_row, rows: end - first_row });
         }
+        // The device has the bytes now; the file's pages need not stay in memory beside them.
+        rows.tensors().into_iter().for_each(|id| weights.release(id));
         Ok(Matrix {
             format: first.format,
             k: first.k,
@@ -143,8 +151,45 @@ impl Matrix {
         })
     }
 
+    /// Room for matrices of (rows, k), one a slot, whose bytes come later.
+    pub(super) fn slots(
+        device: &Device,
+        layout: &Layout,
+        [rows, k]: [usize; 2],
+        slots: usize,
+    ) -> Result<Matrix, GpuError> {
+        let row_bytes = layout.row_bytes(k);
+        let most = bank_rows(device, "an expert", rows, row_bytes)?;
+        let mut banks = vec![];
+        for first_row in (0..rows * slots).step_by(most) {
+            let rows = most.min(rows * slots - first_row);
+            let buffer = device.storage("expert slots", (rows * row_bytes) as u64, "use fewer expert slots")?;
+            banks.push(Bank { buffer, first_row, rows });
+        }
+        Ok(Matrix { format: layout.format, k, units: layout.units(k), row_bytes, rows, experts: slots, banks })
+    }
+
     /// vec4 of a row.
     pub(super) fn row_quads(&self) -> u32 {
         (self.row_bytes / QUAD) as u32
     }
+}
+
+/// Rows of a bank: whole granules, as many as one binding holds.
+fn bank_rows(device: &Device, what: &str, granule: usize, row_bytes: usize) -> Result<usize, GpuError> {
+    let limit = device.binding_bytes();
+    match whole_rows(limit, granule, row_bytes) {
+        0 => Err(GpuError::TooLarge {
+            adapter: device.report().name.clone(),
+            what: what.to_owned(),
+            bytes: (granule * row_bytes) as u64,
+            limit,
+            advice: "leave this layer on the CPU with --gpu-layers",
+        }),
+        most => Ok(most),
+    }
+}
+
+fn whole_rows(bank_bytes: u64, granule: usize, row_bytes: usize) -> usize {
+    bank_bytes as usize / row_bytes / granule * granule
 }
