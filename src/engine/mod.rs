@@ -21,7 +21,7 @@ use crate::backend::{Backend, BackendError, Env, KvFormat, Token};
 use crate::cpu::{Cpu, CpuConfig, InputSums};
 use crate::gguf::{Gguf, GgufError};
 use crate::gpu::GpuError;
-pub use crate::gpu::{AdapterReport, Counters, Devices, Gpu, Times, quiet_drivers};
+pub use crate::gpu::{AdapterReport, Counters, Devices, Gpu, Handicap, Listing, Times, quiet_drivers};
 use crate::models::{self, RopeOverride};
 pub use crate::plan::Side;
 use crate::plan::{Op, PAGE_TOKENS, Plan, PlanError, Slot};
@@ -92,6 +92,13 @@ impl EngineConfig {
         self.threads.unwrap_or_else(num_cpus::get_physical).max(1)
     }
 
+    /// Says why no GPU is used; that there is none is news only to who asked.
+    fn tell_of_cpu(&self, e: &EngineError) {
+        if self.gpu.asked || !matches!(e, EngineError::Gpu(GpuError::NoAdapter { .. })) {
+            (self.notice)(&format!("running on the CPU: {e}"));
+        }
+    }
+
     /// Tokens of context for this plan.
     fn context(&self, plan: &Plan) -> usize {
         self.context.unwrap_or(plan.context.min(DEFAULT_CONTEXT)).max(1)
@@ -149,7 +156,7 @@ impl Engine {
         let (plan, backend, input_sums) = match Engine::backend(&gguf, Outline::new(&plan, config), config) {
             Ok(made) => made,
             Err(e) if config.gpu.choice == GpuChoice::Auto && e.is_of_gpu() => {
-                (config.notice)(&format!("running on the CPU: {e}"));
+                config.tell_of_cpu(&e);
                 Engine::backend(&gguf, Ok(Outline::cpu(plan)), config)?
             }
             Err(e) => return Err(e),
@@ -176,7 +183,7 @@ impl Engine {
         let plan = models::plan(gguf, &config.rope)?;
         match Outline::new(&plan, config) {
             Err(e) if config.gpu.choice == GpuChoice::Auto && e.is_of_gpu() => {
-                (config.notice)(&format!("running on the CPU: {e}"));
+                config.tell_of_cpu(&e);
                 Ok(Outline::cpu(plan))
             }
             outline => outline,
