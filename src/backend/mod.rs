@@ -34,7 +34,7 @@ pub enum BackendError {
     OutOfMemory { what: String, bytes: usize },
     #[error("{0}")]
     Device(String),
-    /// A device is gone, and what it held with it.
+    /// A device is gone or has no memory left: what it held can not be relied on.
     #[error("{0}")]
     Lost(String),
 }

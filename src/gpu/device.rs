@@ -37,7 +37,7 @@ pub enum GpuError {
 impl From<GpuError> for BackendError {
     fn from(e: GpuError) -> BackendError {
         match e {
-            GpuError::Lost { .. } => BackendError::Lost(e.to_string()),
+            GpuError::Lost { .. } | GpuError::OutOfMemory { .. } => BackendError::Lost(e.to_string()),
             e => BackendError::Device(e.to_string()),
         }
     }
