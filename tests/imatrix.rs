@@ -63,8 +63,7 @@ fn a_matrix_equals_llama_imatrix_on_the_same_text_for_any_batch() {
     for batch in [64, 20, 1] {
         let ours = collected(batch, false);
         let (off, name) = furthest(&ours, &reference());
-        // Columns that are nearly never excited feel that llama.cpp kept its keys and values in f16.
-        assert!(off < 5e-3, "batch {batch}: {off} in {name}");
+        assert!(off < 1e-4, "batch {batch}: {off} in {name}");
         assert_eq!((ours.chunks, ours.chunk_tokens), (6, 64));
     }
 }
