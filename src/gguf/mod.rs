@@ -19,6 +19,7 @@ mod keys;
 mod shards;
 mod show;
 mod table;
+mod unfinished;
 mod value;
 mod walk;
 mod write;
@@ -33,6 +34,7 @@ pub use error::GgufError;
 pub use image::Advice;
 pub use shards::shard_path;
 pub use table::TensorInfo;
+pub use unfinished::Unfinished;
 pub use value::{Value, ValueType};
 pub use write::Writer;
 
