@@ -7,6 +7,7 @@ mod bandwidth;
 mod bench;
 mod complete;
 mod completions;
+mod eval;
 mod imatrix;
 mod input;
 mod inspect;
@@ -58,6 +59,7 @@ enum Command {
     Inspect(inspect::Arguments),
     Bench(bench::Arguments),
     Perplexity(perplexity::Arguments),
+    Eval(eval::Arguments),
     Quantize(quantize::Arguments),
     Imatrix(imatrix::Arguments),
     Logits(logits::Arguments),
@@ -78,6 +80,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Perplexity(arguments) => perplexity::run(&arguments),
+        Command::Eval(arguments) => eval::run(&arguments),
         Command::Quantize(arguments) => quantize::run(&arguments),
         Command::Imatrix(arguments) => imatrix::run(&arguments),
         Command::Logits(arguments) => logits::run(&arguments),

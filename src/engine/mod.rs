@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-pub use session::{Session, Wanted};
+pub use session::{Session, Span, Wanted, advance};
 
 use crate::backend::{Backend, BackendError, Env, KvFormat, Token};
 use crate::cpu::{Cpu, CpuConfig, InputSums};
@@ -34,6 +34,8 @@ pub enum EngineError {
     ContextFull { tokens: usize, context: usize },
     #[error("no cache pages are left for another session; raise the context with -c")]
     NoPages,
+    #[error("{tokens} tokens are more than one run of {batch} holds; raise it with -b")]
+    BatchFull { tokens: usize, batch: usize },
     #[error("interrupted")]
     Interrupted,
 }
