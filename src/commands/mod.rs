@@ -8,6 +8,7 @@ mod bench;
 mod complete;
 mod completions;
 mod eval;
+mod experts;
 mod imatrix;
 mod input;
 mod inspect;
@@ -62,6 +63,7 @@ enum Command {
     Eval(eval::Arguments),
     Quantize(quantize::Arguments),
     Imatrix(imatrix::Arguments),
+    Experts(experts::Arguments),
     Logits(logits::Arguments),
     Tokenize(tokenize::Arguments),
     Completions(completions::Arguments),
@@ -83,6 +85,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Eval(arguments) => eval::run(&arguments),
         Command::Quantize(arguments) => quantize::run(&arguments),
         Command::Imatrix(arguments) => imatrix::run(&arguments),
+        Command::Experts(arguments) => experts::run(&arguments),
         Command::Logits(arguments) => logits::run(&arguments),
         Command::Tokenize(arguments) => tokenize::run(&arguments),
         Command::Completions(arguments) => completions::run(&arguments),
