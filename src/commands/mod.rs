@@ -22,6 +22,8 @@ mod npy;
 mod numbers;
 mod obtain;
 mod perplexity;
+mod plan;
+mod plan_what_if;
 mod pull;
 mod quantize;
 mod rm;
@@ -58,6 +60,7 @@ enum Command {
     List(list::Arguments),
     Rm(rm::Arguments),
     Inspect(inspect::Arguments),
+    Plan(plan::Arguments),
     Bench(bench::Arguments),
     Perplexity(perplexity::Arguments),
     Eval(eval::Arguments),
@@ -80,6 +83,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::List(arguments) => list::run(&arguments),
         Command::Rm(arguments) => rm::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Plan(arguments) => plan::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Perplexity(arguments) => perplexity::run(&arguments),
         Command::Eval(arguments) => eval::run(&arguments),
