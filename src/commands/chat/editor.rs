@@ -5,14 +5,14 @@
 
 use std::borrow::Cow;
 use std::io::{BufRead, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
 use reedline::{
-    ColumnarMenu, Completer, Emacs, FileBackedHistory, Highlighter, KeyCode, KeyModifiers, MenuBuilder, Prompt,
-    PromptEditMode, PromptHistorySearch, Reedline, ReedlineEvent, ReedlineMenu, Signal, StyledText, ValidationResult,
-    Validator, default_emacs_keybindings,
+    ColumnarMenu, Emacs, FileBackedHistory, Highlighter, KeyCode, KeyModifiers, MenuBuilder, Prompt, PromptEditMode,
+    PromptHistorySearch, Reedline, ReedlineEvent, ReedlineMenu, Signal, StyledText, ValidationResult, Validator,
+    default_emacs_keybindings,
 };
 
 use super::complete::Words;
@@ -33,7 +33,7 @@ pub enum Input {
 
 /// Reads messages.
 pub enum Editor {
-    Screen { reedline: Box<Reedline>, joints: Joints },
+    Screen { reedline: Box<Reedline>, joints: Joints, scratch: PathBuf },
     Lines,
 }
 
@@ -46,7 +46,7 @@ impl Editor {
         if !is_screen {
             return (Editor::Lines, None);
         }
-        let joints = Joints::default();
+        let (joints, scratch) = (Joints::default(), external::scratch_file());
         let mut keys = default_emacs_keybindings();
         let tab = vec![ReedlineEvent::Menu(MENU.to_owned()), ReedlineEvent::MenuNext];
         keys.add_binding(KeyModifiers::NONE, KeyCode::Tab, ReedlineEvent::UntilFound(tab));
@@ -62,7 +62,7 @@ impl Editor {
             .with_menu(ReedlineMenu::EngineCompleter(menu))
             .with_quick_completions(true)
             .with_partial_completions(true)
-            .with_buffer_editor(external::command(), external::scratch_file());
+            .with_buffer_editor(external::command(), scratch.clone());
         let mut trouble = None;
         if let Some(path) = history {
             match open_history(path) {
@@ -76,14 +76,14 @@ impl Editor {
                 }
             }
         }
-        (Editor::Screen { reedline: Box::new(reedline), joints }, trouble)
+        (Editor::Screen { reedline: Box::new(reedline), joints, scratch }, trouble)
     }
 
     /// The next message.
     pub fn read(&mut self) -> Result<Input> {
         match self {
             Editor::Lines => lines(),
-            Editor::Screen { reedline, joints } => {
+            Editor::Screen { reedline, joints, .. } => {
                 let joints = || std::mem::take(&mut *joints.lock().unwrap_or_else(PoisonError::into_inner));
                 joints();
                 match reedline.read_line(&Arrow)? {
@@ -96,6 +96,15 @@ impl Editor {
                     _ => Ok(Input::End),
                 }
             }
+        }
+    }
+}
+
+impl Drop for Editor {
+    fn drop(&mut self) {
+        if let Editor::Screen { scratch, .. } = self {
+            // Ctrl-O leaves the text there; most sessions never use it.
+            let _ = std::fs::remove_file(scratch);
         }
     }
 }
@@ -201,12 +210,6 @@ impl Prompt for Arrow {
         Cow::Owned(format!("(search: {}) ", search.term))
     }
 }
-
-/// Keeps the compiler honest about what reedline wants of a completer.
-const _: fn() = || {
-    fn wanted<T: Completer + Send>() {}
-    wanted::<Words>();
-};
 
 #[cfg(test)]
 mod tests {

@@ -2,7 +2,6 @@
 //!
 //! Every error is told and the chat goes on; only the terminal's own failures end it.
 
-use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -15,7 +14,7 @@ use super::complete::Words;
 use super::conversation::Conversation;
 use super::editor::{Editor, Input};
 use super::model::Source;
-use super::screen::{Look, Quiet, Screen, remark};
+use super::screen::{Look, Quiet, Screen, remark, say};
 use super::session::{Chat, Step};
 use super::slash::{self, Slash};
 use super::transcript::Transcript;
@@ -48,7 +47,7 @@ impl<'a> Repl<'a> {
             remark(&format!("warning: {trouble}"))?;
         }
         if let Some(text) = first {
-            writeln!(std::io::stdout(), "> {}", paint::harmless(&text))?;
+            say(&format!("> {}", paint::harmless(&text)))?;
             let result = self.send(&text);
             self.tell(result)?;
         }
@@ -101,8 +100,7 @@ impl<'a> Repl<'a> {
             Err(error) => {
                 let mut out = String::new();
                 paint::paint(&mut out, if paint::has_colours() { "31" } else { "" }, "error:");
-                writeln!(std::io::stdout(), "{out} {}", paint::harmless(&format!("{error:#}")))?;
-                Ok(())
+                Ok(say(&format!("{out} {}", paint::harmless(&format!("{error:#}"))))?)
             }
             Ok(()) => Ok(()),
         }
@@ -130,8 +128,7 @@ impl<'a> Repl<'a> {
     /// Answers the last message. If nothing comes of it, the conversation is `before` again.
     fn answer(&mut self, before: Conversation) -> Result<()> {
         interrupt::reset();
-        let mut out = std::io::stdout();
-        writeln!(out)?;
+        self.blank()?;
         let quiet = Quiet::new(self.look);
         let mut screen = Screen::new(self.look, self.chat.model.engine.batch());
         let result = self.chat.reply(|step| match step {
@@ -173,19 +170,25 @@ impl<'a> Repl<'a> {
             Finish::Length => remark("(that were all tokens an answer may have)")?,
             Finish::End | Finish::Stop => {}
         }
-        writeln!(std::io::stdout())?;
+        self.blank()
+    }
+
+    /// An empty line around an answer, where people read it.
+    fn blank(&self) -> Result<()> {
+        if self.look != Look::Raw {
+            say("")?;
+        }
         Ok(())
     }
 
     fn command(&mut self, command: Slash) -> Result<()> {
-        let mut out = std::io::stdout();
         match command {
-            Slash::Help => write!(out, "{}", slash::help())?,
-            Slash::Stats => write!(out, "{}", stats::report(&self.chat))?,
-            Slash::Set("") => write!(out, "{}", settings::show(&self.chat)?)?,
+            Slash::Help => say(slash::help().trim_end())?,
+            Slash::Stats => say(stats::report(&self.chat).trim_end())?,
+            Slash::Set("") => say(settings::show(&self.chat)?.trim_end())?,
             Slash::Set(text) => settings::set(&mut self.chat, text)?,
             Slash::System("") => match self.chat.conversation.system() {
-                Some(text) => writeln!(out, "{}", paint::harmless(text))?,
+                Some(text) => say(&paint::harmless(text))?,
                 None => remark("there is no system prompt of yours; the model's template may have its own")?,
             },
             Slash::System(text) => {
@@ -215,18 +218,19 @@ impl<'a> Repl<'a> {
             Slash::Load(file) => self.load(Path::new(file))?,
             Slash::Read(file) => {
                 let file = Attachment::read(Path::new(file))?;
-                remark(&format!("{} ({} lines) goes with the next message", file.path.display(), file.lines()))?;
+                remark(&format!("{} ({}) goes with the next message", file.path.display(), lines(file.lines())))?;
                 self.attached.retain(|other| other.path != file.path);
                 self.attached.push(file);
             }
             Slash::Model("") => {
-                writeln!(out, "{}", self.chat.model.name)?;
+                say(&self.chat.model.name)?;
                 let others = self.models();
                 if !others.is_empty() {
                     remark(&format!("here: {}", others.join(", ")))?;
                 }
             }
             Slash::Model(name) => {
+                interrupt::reset();
                 self.chat.switch(self.source, name, self.flags)?;
                 self.greet()?;
             }
@@ -246,7 +250,7 @@ impl<'a> Repl<'a> {
         let before = self.chat.conversation.clone();
         self.chat.conversation.undo();
         self.chat.conversation.ask(&edited);
-        writeln!(std::io::stdout(), "> {}", paint::harmless(&edited))?;
+        say(&format!("> {}", paint::harmless(&edited)))?;
         self.answer(before)
     }
 
@@ -272,4 +276,8 @@ fn first_line(text: &str) -> String {
         Some((end, _)) => format!("{}...", &line[..end]),
         None => line.to_owned(),
     }
+}
+
+fn lines(count: usize) -> String {
+    format!("{count} line{}", if count == 1 { "" } else { "s" })
 }

@@ -123,11 +123,20 @@ fn columns() -> usize {
     crossterm::terminal::size().map_or(80, |(columns, _)| usize::from(columns)).max(10)
 }
 
-/// A remark of rynd's own, on a line of its own.
+/// A line that is no part of an answer: on the terminal, and on stderr where the answers go to a file or pipe.
+pub fn say(text: &str) -> io::Result<()> {
+    if io::IsTerminal::is_terminal(&io::stdout()) {
+        writeln!(io::stdout(), "{text}")
+    } else {
+        writeln!(io::stderr(), "{text}")
+    }
+}
+
+/// As `say`, but less loud.
 pub fn remark(text: &str) -> io::Result<()> {
     let mut out = String::new();
     paint(&mut out, if paint::has_colours() { DIM } else { "" }, text);
-    writeln!(io::stdout(), "{out}")
+    say(&out)
 }
 
 /// While this lives, keys are not echoed and wait for whoever reads next; Ctrl-C still interrupts.

@@ -18,7 +18,7 @@ pub const KEYS: &[(&str, &str)] = &[
     ("presence_penalty", "take from logits of tokens seen before"),
     ("frequency_penalty", "take from logits for each time seen"),
     ("repeat_last", "tokens the penalties look back on"),
-    ("logit_bias", "ID=BIAS added to a token's logit, '-inf' forbids it"),
+    ("logit_bias", "ID=BIAS, added to a logit; -inf forbids the token"),
     ("seed", "the same seed gives the same text"),
     ("tokens", "tokens of an answer, at most"),
 ];
@@ -107,16 +107,16 @@ pub fn show(chat: &Chat) -> Result<String> {
         (config.frequency_penalty.to_string(), flags.frequency_penalty.is_some()),
         (config.penalty_tokens.to_string(), flags.repeat_last.is_some()),
         (if bias.is_empty() { "none".to_owned() } else { bias }, !flags.logit_bias.is_empty()),
-        (or(config.seed.map(|seed| seed.to_string()), "new each time"), config.seed.is_some()),
-        (or(chat.answer_tokens.map(|n| n.to_string()), "rest of context"), chat.answer_tokens.is_some()),
+        (or(config.seed.map(|seed| seed.to_string()), "random"), config.seed.is_some()),
+        (or(chat.answer_tokens.map(|n| n.to_string()), "no limit"), chat.answer_tokens.is_some()),
     ];
     let mut out = String::new();
     for ((name, about), (value, given)) in KEYS.iter().zip(values) {
         let mark = if given { '*' } else { ' ' };
-        out.push_str(&format!("{mark} {name:18}{value:17}{about}\n"));
+        out.push_str(&format!("{mark} {name:18}{value:10}{about}\n"));
     }
     out.push_str(
-        "Marked ones were set here; the others are the model's defaults. '/set temp=' goes back to the default.\n",
+        "Marked ones (*) were set here, the others are the model's defaults.\n'/set temp=' goes back to the default.\n",
     );
     Ok(out)
 }

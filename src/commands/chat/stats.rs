@@ -62,9 +62,7 @@ pub fn report(chat: &Chat) -> String {
         more => format!(" and {} more files", more - 1),
     };
     let bytes = numbers::bytes(gguf.file_bytes());
-    line(
-        "weights",
-        format!("{bytes}, mapped from {}{files}; computed on the CPU where they lie", gguf.path().display()),
-    );
+    line("weights", format!("{bytes} in the mapped file, read by the CPU where they lie"));
+    line("file", format!("{}{files}", gguf.path().display()));
     out
 }

@@ -1,11 +1,18 @@
-//! Tables, row by row: the first rows decide the widths, and a wider cell later shifts only its own row.
+//! Tables, row by row: the first rows decide the widths, and a wider cell later widens its column from there on.
 //!
-//! The head waits for the first row of the body, so that both are aligned. A table that is wider than the terminal is
-//! given out without padding, for the terminal to wrap.
+//! The head waits for the first row of the body, so that both are aligned. Where the terminal is too narrow, the widest
+//! columns give way and their cells go over several lines.
+
+use unicode_width::UnicodeWidthStr;
 
 use super::inline;
 use super::paint::{BOLD, DIM, Style, paint};
-use super::wrap::visible;
+
+/// Narrower columns help nobody; then the terminal wraps.
+const LEAST_COLUMNS: usize = 6;
+
+/// The spans of a cell.
+type Cell = Vec<(Style, String)>;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Align {
@@ -27,7 +34,7 @@ impl Table {
     /// Takes the next line of the table.
     pub fn row(&mut self, out: &mut String, line: &str, width: usize) {
         if !self.widths.is_empty() {
-            return self.write(out, line, false);
+            return self.write(out, line, "", width);
         }
         self.held.push(line.to_owned());
         if self.held.len() == 2 && alignments(line).is_none() {
@@ -50,52 +57,86 @@ impl Table {
     fn begin(&mut self, out: &mut String, width: usize) {
         let held = std::mem::take(&mut self.held);
         self.aligns = held.get(1).and_then(|rule| alignments(rule)).unwrap_or_default();
-        let shown = |line: &String| cells(line).iter().map(|cell| visible(&painted(cell, ""))).collect::<Vec<_>>();
-        let (head, body) = (shown(&held[0]), held.get(2).map(shown).unwrap_or_default());
-        let columns = head.len().max(body.len());
-        let at = |row: &[usize], i| row.get(i).copied().unwrap_or(0);
-        self.widths = (0..columns).map(|i| at(&head, i).max(at(&body, i)).max(1)).collect();
-        if self.widths.iter().sum::<usize>() + 3 * columns.saturating_sub(1) >= width {
-            self.widths.fill(0);
+        for line in [held.first(), held.get(2)].into_iter().flatten() {
+            self.widen(&cells(line).into_iter().map(inline::spans).collect::<Vec<_>>());
         }
-        self.write(out, &held[0], true);
-        let rule: Vec<String> = self.widths.iter().map(|&w| "─".repeat(if w == 0 { 3 } else { w })).collect();
+        self.fit(width);
+        self.write(out, &held[0], BOLD, width);
+        let rule: Vec<String> = self.widths.iter().map(|&w| "─".repeat(w)).collect();
         paint(out, DIM, &rule.join("─┼─"));
         out.push('\n');
         if let Some(body) = held.get(2) {
-            self.write(out, body, false);
+            self.write(out, body, "", width);
         }
     }
 
-    fn write(&self, out: &mut String, line: &str, is_head: bool) {
-        let cells = cells(line);
-        for (i, cell) in cells.iter().enumerate() {
-            if i > 0 {
-                paint(out, DIM, " │ ");
-            }
-            let text = painted(cell, if is_head { BOLD } else { "" });
-            let blank = self.widths.get(i).copied().unwrap_or(0).saturating_sub(visible(&text));
-            let left = match self.aligns.get(i) {
-                Some(Align::Right) => blank,
-                Some(Align::Centre) => blank / 2,
-                Some(Align::Left) | None => 0,
-            };
-            out.push_str(&" ".repeat(left));
-            out.push_str(&text);
-            if i + 1 < cells.len() {
-                out.push_str(&" ".repeat(blank - left));
-            }
+    fn widen(&mut self, row: &[Cell]) {
+        self.widths.resize(self.widths.len().max(row.len()), 1);
+        for (width, cell) in self.widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.iter().map(|(_, text)| text.width()).sum());
         }
-        out.push('\n');
+    }
+
+    /// Narrows the widest columns until all fit.
+    fn fit(&mut self, width: usize) {
+        let columns = self.widths.len();
+        let room = width.saturating_sub(1 + 3 * columns.saturating_sub(1)).max(columns * LEAST_COLUMNS);
+        while self.widths.iter().sum::<usize>() > room {
+            let Some(widest) = self.widths.iter_mut().max() else { return };
+            *widest -= 1;
+        }
+    }
+
+    fn write(&mut self, out: &mut String, line: &str, base: Style, width: usize) {
+        let row: Vec<Cell> = cells(line).into_iter().map(inline::spans).collect();
+        self.widen(&row);
+        self.fit(width);
+        let folded: Vec<_> = row.iter().zip(&self.widths).map(|(cell, &width)| fold(cell, base, width)).collect();
+        for at in 0..folded.iter().map(Vec::len).max().unwrap_or(0) {
+            let mut text = String::new();
+            for (i, lines) in folded.iter().enumerate() {
+                if i > 0 {
+                    paint(&mut text, DIM, " │ ");
+                }
+                let (part, columns) = lines.get(at).map_or(("", 0), |(part, columns)| (part.as_str(), *columns));
+                let blank = self.widths[i].saturating_sub(columns);
+                let left = match self.aligns.get(i) {
+                    Some(Align::Right) => blank,
+                    Some(Align::Centre) => blank / 2,
+                    Some(Align::Left) | None => 0,
+                };
+                text.push_str(&" ".repeat(left));
+                text.push_str(part);
+                text.push_str(&" ".repeat(blank - left));
+            }
+            out.push_str(text.trim_end_matches(' '));
+            out.push('\n');
+        }
     }
 }
 
-fn painted(cell: &str, base: Style) -> String {
-    let mut out = String::new();
-    for (style, text) in inline::spans(cell) {
-        paint(&mut out, if style.is_empty() { base } else { style }, &text);
+/// The lines of a cell, each painted and with its columns; words part where they must, long ones anywhere.
+fn fold(cell: &Cell, base: Style, width: usize) -> Vec<(String, usize)> {
+    let mut lines = vec![(String::new(), 0)];
+    for (style, text) in cell {
+        let style = if style.is_empty() { base } else { style };
+        for word in text.split_inclusive(' ') {
+            let bare = word.trim_end_matches(' ').width();
+            for piece in if bare > width { word.split_inclusive(|_| true).collect() } else { vec![word] } {
+                let needed = piece.trim_end_matches(' ').width();
+                if lines.last().is_some_and(|(_, columns)| columns + needed > width && *columns > 0) {
+                    lines.push((String::new(), 0));
+                }
+                let Some((line, columns)) = lines.last_mut() else { continue };
+                // A blank that ends a line would only push the bar.
+                let piece =
+                    if columns.saturating_add(piece.width()) > width { piece.trim_end_matches(' ') } else { piece };
+                paint(line, style, piece);
+                *columns += piece.width();
+            }
+        }
     }
-    out
+    lines
 }
 
 /// The cells of a row; a bar inside of code or behind a backslash parts none.
@@ -149,8 +190,9 @@ mod tests {
 
     #[test]
     fn columns_are_aligned_by_the_first_rows() {
-        let lines = ["| name | n |", "|:--|--:|", "| `a|b` | 100 |", "| **x** | 7 |", "| much wider | 1 |"];
-        let expected = "name │   n\n─────┼────\na|b  │ 100\nx    │   7\nmuch wider │   1\n";
+        let lines =
+            ["| name | n |", "|:--|--:|", "| `a|b` | 100 |", "| **x** | 7 |", "| much wider | 1 |", "| y | 2 |"];
+        let expected = "name │   n\n─────┼────\na|b  │ 100\nx    │   7\nmuch wider │   1\ny          │   2\n";
         assert_eq!(table(&lines, 80), expected);
     }
 
@@ -162,8 +204,21 @@ mod tests {
     }
 
     #[test]
-    fn a_table_wider_than_the_terminal_is_not_padded() {
-        let lines = ["| name | what it does |", "|--|--|", "| a | something long enough |", "| bb | short |"];
-        assert_eq!(table(&lines, 20).lines().last(), Some("bb │ short"));
+    fn a_table_wider_than_the_terminal_folds_its_widest_cells() {
+        let lines = ["| name | what it does |", "|--|--|", "| a | something that is long enough |", "| bb | short |"];
+        let expected = "\
+name │ what it does
+─────┼─────────────
+a    │ something
+     │ that is long
+     │ enough
+bb   │ short
+";
+        assert_eq!(table(&lines, 20), expected);
+        for width in 12..60 {
+            let shown = table(&lines, width);
+            assert!(shown.lines().all(|line| line.width() < width.max(16)), "{width}:\n{shown}");
+        }
+        assert_eq!(table(&["| abcdefghijkl | x |", "|--|--|"], 12), "abcdef │ x\nghijkl │\n───────┼──\n");
     }
 }
