@@ -5,6 +5,7 @@
 
 mod bandwidth;
 mod bench;
+mod chat;
 mod complete;
 mod completions;
 mod eval;
@@ -54,6 +55,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Chat(chat::Arguments),
     Run(run::Arguments),
     Complete(complete::Arguments),
     Pull(pull::Arguments),
@@ -77,6 +79,7 @@ enum Command {
 pub fn run(cli: Cli) -> Result<ExitCode> {
     rynd_quant::Kernels::from_env()?;
     match cli.command {
+        Command::Chat(arguments) => chat::run(&arguments),
         Command::Run(arguments) => run::run(&arguments),
         Command::Complete(arguments) => complete::run(&arguments),
         Command::Pull(arguments) => pull::run(&arguments),
