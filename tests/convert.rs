@@ -184,12 +184,8 @@ fn check_logits(model: &str, gguf: Gguf) {
     let folder = fixture(&format!("models/{model}"));
     let reference: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(folder.join("reference.json")).unwrap()).unwrap();
-    let ids: Vec<u32> = reference["prompts"]["long"]["ids"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|id| id.as_u64().unwrap() as u32)
-        .collect();
+    let ids: Vec<u32> =
+        reference["prompts"]["long"]["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
     let bytes = std::fs::read(folder.join("logits_long_last.npy")).unwrap();
     let mut expected = vec![0.0; 512];
     Format::F32.decode(&bytes[bytes.len() - 4 * 512..], &mut expected);
@@ -242,15 +238,19 @@ fn experts_that_are_stored_in_one_tensor_are_cut_apart() {
     }
     let converted = convert(&checkpoint("qwen3moe", &tensors, 2), "BF16").unwrap();
     for tensor in reference.tensors() {
-        assert_eq!(converted.bytes(converted.tensor(&tensor.name).unwrap()), reference.bytes(tensor), "{}", tensor.name);
+        assert_eq!(
+            converted.bytes(converted.tensor(&tensor.name).unwrap()),
+            reference.bytes(tensor),
+            "{}",
+            tensor.name
+        );
     }
 }
 
 #[test]
 fn a_checkpoint_is_quantised_as_its_gguf_would_be() {
     let reference = fixture("models/qwen3moe/model.gguf");
-    let from_folder =
-        convert(&checkpoint("qwen3moe", &stored(&Gguf::open(&reference).unwrap()), 1), "Q4_K_M").unwrap();
+    let from_folder = convert(&checkpoint("qwen3moe", &stored(&Gguf::open(&reference).unwrap()), 1), "Q4_K_M").unwrap();
     let copy = folder("gguf").join("in");
     std::fs::create_dir_all(&copy).unwrap();
     let options = Options {
@@ -344,7 +344,8 @@ fn a_sentencepiece_vocabulary_keeps_its_scores_and_types() {
         piece.extend([3 << 3, kind]);
         field(1, &piece)
     };
-    let mut model = [piece("<unk>", 0.0, 2), piece("<s>", 0.0, 3), piece("<0x0A>", 0.0, 6), piece("\u{2581}a", -1.5, 1)].concat();
+    let mut model =
+        [piece("<unk>", 0.0, 2), piece("<s>", 0.0, 3), piece("<0x0A>", 0.0, 6), piece("\u{2581}a", -1.5, 1)].concat();
     model.extend(field(2, b"other settings"));
     std::fs::write(folder.join("tokenizer.model"), model).unwrap();
     let gguf = convert(&folder, "BF16").unwrap();

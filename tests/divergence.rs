@@ -109,7 +109,8 @@ fn a_file_that_is_written_is_read_back_within_a_code_step() {
     assert_eq!(*reader.evaluated(), what);
     let mut worst = 0.0_f64;
     for (chunk, logits) in logits.chunks_exact(3 * 5).enumerate() {
-        for (row, (base, logits)) in reader.next_chunk().unwrap().unwrap().into_iter().zip(logits.chunks(5)).enumerate() {
+        for (row, (base, logits)) in reader.next_chunk().unwrap().unwrap().into_iter().zip(logits.chunks(5)).enumerate()
+        {
             let score = score(logits, base, what.target(chunk, row));
             assert!(score.same_top && (score.nll - score.base_nll).abs() < 3e-4, "{score:?}");
             worst = worst.max(score.kld.abs());

@@ -92,7 +92,13 @@ fn products_through_workgroup_memory_staging_buffers_and_checked_shaders() {
             for (n, tokens) in [(1, 1), (33, 2), (257, 1), (129, 17)] {
                 let (case, out) = linear(format, k, n, [k % 32 == 0, true, false]);
                 let setting = Setting { handicap, ..Setting::default() };
-                case.check_with(&format!("{format} ({n}, {k}) x {tokens} with {handicap:?}"), out, tokens, CLOSE, &setting);
+                case.check_with(
+                    &format!("{format} ({n}, {k}) x {tokens} with {handicap:?}"),
+                    out,
+                    tokens,
+                    CLOSE,
+                    &setting,
+                );
             }
         }
     }
@@ -184,8 +190,7 @@ fn embeddings_of_every_format_and_over_banks() {
             case.vocab = 301;
             let out = case.slot(k);
             case.push(Op::Embed { table, scale: 1.5, out });
-            let setting =
-                Setting { handicap: Handicap { binding_bytes, ..Handicap::default() }, ..Setting::default() };
+            let setting = Setting { handicap: Handicap { binding_bytes, ..Handicap::default() }, ..Setting::default() };
             case.check_with(&format!("embedding in {format}"), out, 7, CLOSE, &setting);
         }
     }

@@ -248,7 +248,10 @@ fn a_weight_beyond_f16_is_named_with_the_way_out() {
 fn rows_that_fit_no_block_become_f16_and_only_an_order_for_them_is_refused() {
     let folder = folder("rows");
     let input = folder.join("in.gguf");
-    write_model(&input, &[("blk.0.ffn_up.weight", &[20, 4], vec![0.5; 80]), ("token_embd.weight", &[20, 4], vec![0.5; 80])]);
+    write_model(
+        &input,
+        &[("blk.0.ffn_up.weight", &[20, 4], vec![0.5; 80]), ("token_embd.weight", &[20, 4], vec![0.5; 80])],
+    );
     let mut options = options("Q4_K_M");
     let out = quantize(&input, &folder.join("fits.gguf"), &options).unwrap();
     assert_eq!(out.tensor("blk.0.ffn_up.weight").unwrap().format, Format::F16);
@@ -335,7 +338,8 @@ impl Write for SmallDisk {
 fn a_full_disk_is_one_clear_error() {
     let job = Job::new(Source::open(&model("qwen2")).unwrap(), &options("Q8_0")).unwrap();
     for room in [0, 1000, 300_000] {
-        let error = stream::run(&job, 2, &mut SmallDisk(room), Path::new("disk/out.gguf"), |_| ControlFlow::Continue(()));
+        let error =
+            stream::run(&job, 2, &mut SmallDisk(room), Path::new("disk/out.gguf"), |_| ControlFlow::Continue(()));
         let error = error.unwrap_err();
         let QuantizeError::Write { cause, bytes, .. } = &error else { panic!("{error}") };
         assert_eq!((cause.kind(), *bytes), (io::ErrorKind::StorageFull, job.bytes()));

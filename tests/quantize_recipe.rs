@@ -1,8 +1,8 @@
 //! The choice of formats against llama-quantize's `--dry-run`: every file type over the shapes of nine real and odd
 //! models, with and without an importance matrix, and with the flags that override.
 
-use rynd::quantize::file_type::FileType;
 use regex_automata::meta::Regex;
+use rynd::quantize::file_type::FileType;
 use rynd::quantize::recipe::{ModelFacts, Recipe};
 use rynd_quant::Format;
 use serde_json::Value;

@@ -32,9 +32,7 @@ fn override_sets(kernel: Kernel) -> Vec<Overrides> {
         Kernel::ExpertsDown(..) => each("ROWS", &[4, 16]),
         Kernel::Matmul(_) | Kernel::ExpertsMatmul(_) => [1, 100]
             .into_iter()
-            .flat_map(|tokens| {
-                [0, 1, 2].map(|gate| [tile_overrides(tokens).1.as_slice(), &[("GATE", gate)]].concat())
-            })
+            .flat_map(|tokens| [0, 1, 2].map(|gate| [tile_overrides(tokens).1.as_slice(), &[("GATE", gate)]].concat()))
             .collect(),
         Kernel::RopeStore(kv) => {
             heads(kv).map(|d| vec![("HEAD_DIM", d as u32), ("HALVES", d as u32 / 64 % 2)]).collect()

@@ -50,7 +50,8 @@ pub struct Arguments {
 
 /// Runs the command.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let text = if arguments.file.as_os_str() == "-" { input::read_stdin()? } else { input::read_file(&arguments.file)? };
+    let text =
+        if arguments.file.as_os_str() == "-" { input::read_stdin()? } else { input::read_file(&arguments.file)? };
     let n = arguments.ctx;
     let config = EngineConfig {
         threads: arguments.threads,

@@ -5,8 +5,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::threads::Worker;
 use super::Cpu;
+use super::threads::Worker;
 use crate::plan::{Plan, Weight, WeightId};
 
 /// Squared inputs of all matrices of a plan.

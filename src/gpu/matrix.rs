@@ -62,7 +62,10 @@ impl Rows {
         let first = weights[0];
         let differs = |w: &&&Weight| (w.format, w.k, w.experts) != (first.format, first.k, first.experts);
         weights.iter().find(differs).map(|w| {
-            format!("'{}' is {} and '{}' is {}: they can not share a kernel", first.name, first.format, w.name, w.format)
+            format!(
+                "'{}' is {} and '{}' is {}: they can not share a kernel",
+                first.name, first.format, w.name, w.format
+            )
         })
     }
 }

@@ -96,16 +96,8 @@ impl Gpu {
         let slots = Slots::new(&device, &plan, ops(), config.batch)?;
         let vectors = Vectors::new(&device, weights, ops())?;
 
-        let mut setup = Setup::new(
-            &device,
-            weights,
-            &slots,
-            &vectors,
-            [&env, &angles],
-            (&kv, config.kv),
-            &tile_sets,
-            config.batch,
-        );
+        let mut setup =
+            Setup::new(&device, weights, &slots, &vectors, [&env, &angles], (&kv, config.kv), &tile_sets, config.batch);
         ops().for_each(|op| Prepared::announce(&mut setup, op));
         let steps = plan
             .steps

@@ -159,11 +159,7 @@ impl Prepared {
             Op::Attention { heads, .. } => attention::announce(setup, *heads),
             Op::Router { weight, .. } => experts::announce_router(setup, *weight),
             Op::Experts { used, down, .. } => experts::announce(setup, *used, *down),
-            Op::Embed { .. }
-            | Op::RmsNorm { .. }
-            | Op::RopeStore { .. }
-            | Op::TakeRows { .. }
-            | Op::Move { .. } => {}
+            Op::Embed { .. } | Op::RmsNorm { .. } | Op::RopeStore { .. } | Op::TakeRows { .. } | Op::Move { .. } => {}
         }
     }
 
@@ -213,13 +209,16 @@ impl Prepared {
 
 /// Why a GPU can not run this operation of this plan; `None` when it can. What it refuses stays on the CPU.
 pub fn refusal(plan: &Plan, op: &Op, kv: KvFormat) -> Option<String> {
-    let decodes = |ids: Vec<crate::plan::WeightId>| ids.into_iter().find_map(|id| Rows::Stacked(vec![id]).problem(plan));
+    let decodes =
+        |ids: Vec<crate::plan::WeightId>| ids.into_iter().find_map(|id| Rows::Stacked(vec![id]).problem(plan));
     match op {
         Op::Embed { table, .. } => decodes(vec![*table]),
         Op::Linear { parts, .. } => decodes(parts.iter().map(|part| part.weight).collect()),
         Op::GatedUp { gate, up, .. } => decodes(vec![*gate, *up]),
         Op::RopeStore { heads, .. } | Op::Attention { heads, .. } => attention::refusal(*heads, kv),
-        Op::Router { weight, used, .. } => decodes(vec![*weight]).or_else(|| experts::router_refusal(plan, *weight, *used)),
+        Op::Router { weight, used, .. } => {
+            decodes(vec![*weight]).or_else(|| experts::router_refusal(plan, *weight, *used))
+        }
         Op::Experts { gate, up, down, .. } => {
             Rows::Paired(*gate, *up).problem(plan).or_else(|| decodes(vec![*down])).or_else(|| {
                 // The shader takes an expert count of at most 1024.

@@ -88,9 +88,8 @@ impl Pipelines {
         let source = wgpu::ShaderSource::Wgsl(assembled.text.as_str().into());
         // SAFETY: the shaders are the files of this repository. Their loops end (every bound is a size or a page count
         // that the executor made), they do not divide by zero, and they index only what those sizes cover.
-        let module = unsafe {
-            wgpu.create_shader_module_trusted(wgpu::ShaderModuleDescriptor { label: None, source }, checks)
-        };
+        let module =
+            unsafe { wgpu.create_shader_module_trusted(wgpu::ShaderModuleDescriptor { label: None, source }, checks) };
         if let Some(e) = pollster::block_on(scope.pop()) {
             let (line, message) = match wgpu::naga::front::wgsl::parse_str(&assembled.text) {
                 Err(e) => (e.location(&assembled.text).map_or(1, |at| at.line_number), e.message().to_owned()),
@@ -122,8 +121,8 @@ impl Pipelines {
                         count: None,
                     })
                     .collect();
-                let group =
-                    device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries });
+                let group = device
+                    .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries });
                 let pipeline = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
                     label: None,
                     bind_group_layouts: &[Some(&group)],

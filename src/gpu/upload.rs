@@ -98,9 +98,7 @@ impl Uploader {
         let stage = &mut self.ring[slot];
         if let Some((copied, news)) = stage.remapped.take() {
             self.device.wait_for(copied)?;
-            news.recv()
-                .map_err(|e| self.device.lost(e.to_string()))?
-                .map_err(|e| self.device.lost(e.to_string()))?;
+            news.recv().map_err(|e| self.device.lost(e.to_string()))?.map_err(|e| self.device.lost(e.to_string()))?;
         }
         let mut view = stage.buffer.get_mapped_range_mut(..).map_err(|e| self.device.lost(e.to_string()))?;
         view.slice(..bytes as usize).copy_from_slice(&self.packed);

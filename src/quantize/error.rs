@@ -49,10 +49,15 @@ pub enum QuantizeError {
     )]
     NeedsImportance { tensor: String, format: Format },
 
-    #[error("tensor '{tensor}' cannot be {format}: rynd reads that format but does not write it; rynd writes {}", writable())]
+    #[error(
+        "tensor '{tensor}' cannot be {format}: rynd reads that format but does not write it; rynd writes {}",
+        writable()
+    )]
     NoEncoder { tensor: String, format: Format },
 
-    #[error("tensor '{tensor}' has rows of {row} weights, which {format} cannot hold; choose a format with smaller blocks")]
+    #[error(
+        "tensor '{tensor}' has rows of {row} weights, which {format} cannot hold; choose a format with smaller blocks"
+    )]
     RowLength { tensor: String, row: u64, format: Format },
 
     #[error("{}: {problem}", .path.display())]

@@ -67,8 +67,7 @@ pub struct FileType {
 }
 
 /// Two names for one file type.
-const ALIASES: [(&str, &str); 4] =
-    [("Q3_K", "Q3_K_M"), ("Q4_K", "Q4_K_M"), ("Q5_K", "Q5_K_M"), ("MXFP4", "MXFP4_MOE")];
+const ALIASES: [(&str, &str); 4] = [("Q3_K", "Q3_K_M"), ("Q4_K", "Q4_K_M"), ("Q5_K", "Q5_K_M"), ("MXFP4", "MXFP4_MOE")];
 
 impl FileType {
     /// The file type of this name, case-insensitively.
@@ -93,8 +92,7 @@ impl FileType {
 
     /// Whether a matrix in this format is worthless here without an importance matrix.
     pub fn needs_importance(&self, format: Format) -> bool {
-        matches!(format, IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS | IQ1_S | IQ1_M)
-            || format == Q2_K && self.id == Q2_K_S_ID
+        matches!(format, IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS | IQ1_S | IQ1_M) || format == Q2_K && self.id == Q2_K_S_ID
     }
 }
 

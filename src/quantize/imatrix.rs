@@ -39,8 +39,8 @@ impl Imatrix {
         let imatrix = match Gguf::open(path) {
             Ok(gguf) => Imatrix::from_gguf(&gguf),
             Err(GgufError::NotGguf { .. }) if path.is_file() => {
-                let bytes = std::fs::read(path)
-                    .map_err(|cause| QuantizeError::Read { path: path.to_owned(), cause })?;
+                let bytes =
+                    std::fs::read(path).map_err(|cause| QuantizeError::Read { path: path.to_owned(), cause })?;
                 Imatrix::from_legacy(&bytes).ok_or_else(|| {
                     "this is no importance matrix; make one with 'rynd imatrix MODEL -f TEXT -o FILE'".to_owned()
                 })
@@ -54,10 +54,13 @@ impl Imatrix {
 
     fn from_gguf(gguf: &Gguf) -> Result<Imatrix, String> {
         if gguf.get("general.type").and_then(Value::as_str) != Some("imatrix") {
-            return Err("this is a GGUF, but no importance matrix; make one with 'rynd imatrix MODEL -f TEXT -o FILE'".into());
+            return Err(
+                "this is a GGUF, but no importance matrix; make one with 'rynd imatrix MODEL -f TEXT -o FILE'".into()
+            );
         }
         let values = |name: &str| {
-            let tensor = gguf.tensor(name).ok_or_else(|| format!("tensor '{name}' is missing; make the matrix again"))?;
+            let tensor =
+                gguf.tensor(name).ok_or_else(|| format!("tensor '{name}' is missing; make the matrix again"))?;
             if tensor.format != Format::F32 {
                 return Err(format!("tensor '{name}' is {}, not F32; make the matrix again", tensor.format));
             }

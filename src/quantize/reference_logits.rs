@@ -178,9 +178,7 @@ impl<R: Read> LogitsReader<R> {
         let row_bytes = 8 + 2 * row_codes;
         self.bytes.resize(self.what.rows() * row_bytes, 0);
         self.input.read_exact(&mut self.bytes).map_err(|e| match e.kind() {
-            io::ErrorKind::UnexpectedEof => {
-                LogitsError::Truncated { chunk: self.read + 1, chunks: self.what.chunks() }
-            }
+            io::ErrorKind::UnexpectedEof => LogitsError::Truncated { chunk: self.read + 1, chunks: self.what.chunks() },
             _ => e.into(),
         })?;
         self.read += 1;

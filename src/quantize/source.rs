@@ -59,7 +59,9 @@ pub struct Piece {
 pub enum RowOrder {
     AsIs,
     /// Each head's rows (2, rows / 2) become (rows / 2, 2): rotary pairs lie side by side in GGUF's llama.
-    Interleave { head_rows: u64 },
+    Interleave {
+        head_rows: u64,
+    },
 }
 
 impl SourceTensor {

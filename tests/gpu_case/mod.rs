@@ -10,9 +10,7 @@ use rynd::backend::{Backend, Env, KvFormat, Token};
 use rynd::cpu::{Cpu, CpuConfig};
 use rynd::gguf::{Gguf, Writer};
 use rynd::gpu::{Device, Devices, Gpu, GpuConfig, Handicap};
-use rynd::plan::{
-    Kv, KvId, Op, PAGE_TOKENS, Plan, RopeId, RopeTable, Side, Slot, SlotInfo, Step, Weight, WeightId,
-};
+use rynd::plan::{Kv, KvId, Op, PAGE_TOKENS, Plan, RopeId, RopeTable, Side, Slot, SlotInfo, Step, Weight, WeightId};
 use rynd::weights::Weights;
 use rynd_quant::Format;
 
@@ -257,9 +255,8 @@ impl Case {
         let Some(mut gpu) = self.gpu(tokens, 4, setting) else { return };
         let mut cpu = self.cpu(tokens, 4, setting.kv);
         let rows: Vec<u32> = setting.rows.clone().unwrap_or_else(|| (0..tokens as u32).collect());
-        let tokens: Vec<Token> = (0..tokens as u32)
-            .map(|i| Token { id: (i * 7919 + 99) % self.vocab as u32, seq: 0, pos: i })
-            .collect();
+        let tokens: Vec<Token> =
+            (0..tokens as u32).map(|i| Token { id: (i * 7919 + 99) % self.vocab as u32, seq: 0, pos: i }).collect();
         let env = Env { tokens: &tokens, rows: &rows, pages: &[&[2, 0, 1, 3]] };
         for (slot, values) in self.fill(tokens.len(), 1) {
             cpu.write(slot, &values).unwrap();

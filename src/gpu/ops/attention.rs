@@ -123,7 +123,10 @@ pub(super) fn refusal(heads: Heads, kv: KvFormat) -> Option<String> {
     let d = heads.head_dim;
     let step = if kv == KvFormat::Q8_0 { 32 } else { 8 };
     (d > AttentionShape::MAX_HEAD_DIM || !d.is_multiple_of(step)).then(|| {
-        format!("its heads have {d} values; the kernels take multiples of {step} up to {}", AttentionShape::MAX_HEAD_DIM)
+        format!(
+            "its heads have {d} values; the kernels take multiples of {step} up to {}",
+            AttentionShape::MAX_HEAD_DIM
+        )
     })
 }
 
@@ -190,16 +193,8 @@ impl RopeStore {
         let halves = table.is_none_or(|table| table.layout == RopeLayout::Halves);
         let overrides = [("HEAD_DIM", heads.head_dim as u32), ("HALVES", halves.into())];
         let cache = cache(setup, kv)?;
-        let buffers = [
-            q_buffer,
-            k_buffer,
-            v_buffer,
-            &setup.vectors.buffer,
-            setup.env,
-            setup.angles,
-            &cache.keys,
-            &cache.values,
-        ];
+        let buffers =
+            [q_buffer, k_buffer, v_buffer, &setup.vectors.buffer, setup.env, setup.angles, &cache.keys, &cache.values];
         let call = setup.device.call(Kernel::RopeStore(setup.kv_format), &overrides, &buffers, params)?;
         Ok(RopeStore { call, rope })
     }
@@ -305,14 +300,9 @@ impl Attention {
             Ok(Variant { tile_set: setup.tile_sets.index(plan.tile_tokens), plan, workgroups, whole, parts })
         };
         let narrow = variant(AttentionPlan::narrow(heads), NARROW_WORKGROUPS)?;
-        let wide =
-            if setup.batch > 1 { Some(variant(AttentionPlan::wide(heads), WIDE_WORKGROUPS)?) } else { None };
-        let params = MergeParams {
-            heads: heads.heads as u32,
-            splits: 0,
-            out_at: out.at as u32,
-            out_stride: out.stride as u32,
-        };
+        let wide = if setup.batch > 1 { Some(variant(AttentionPlan::wide(heads), WIDE_WORKGROUPS)?) } else { None };
+        let params =
+            MergeParams { heads: heads.heads as u32, splits: 0, out_at: out.at as u32, out_stride: out.stride as u32 };
         let overrides = [("HEAD_DIM", heads.head_dim as u32)];
         let merge = setup.device.call(Kernel::AttentionMerge, &overrides, &[&parts, out_buffer], params)?;
         Ok(Attention { heads, window, narrow, wide, merge })

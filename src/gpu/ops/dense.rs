@@ -231,7 +231,8 @@ impl Product {
             if tokens <= FEW_TOKENS {
                 let groups = [bank.rows.div_ceil(calls.rows_a_workgroup), tokens, 1];
                 recorder.dispatch(&calls.few, &calls.few.params, groups, bytes * tokens as u64);
-            } else if let Some((tile, call)) = calls.tiles.iter().find(|(tile, _)| tokens <= *tile).or(calls.tiles.last())
+            } else if let Some((tile, call)) =
+                calls.tiles.iter().find(|(tile, _)| tokens <= *tile).or(calls.tiles.last())
             {
                 let groups = [bank.rows.div_ceil(128), tokens.div_ceil(*tile), 1];
                 let params = LinearParams { tokens: tokens as u32, ..call.params };

@@ -90,7 +90,8 @@ pub(super) fn announce(setup: &mut Setup, used: usize, down: WeightId) {
 
 pub(super) fn router_refusal(plan: &Plan, weight: WeightId, used: usize) -> Option<String> {
     let experts = plan.weight(weight).rows;
-    (experts > MAX_EXPERTS || used > experts).then(|| format!("it routes over {experts} experts, at most {MAX_EXPERTS}"))
+    (experts > MAX_EXPERTS || used > experts)
+        .then(|| format!("it routes over {experts} experts, at most {MAX_EXPERTS}"))
 }
 
 /// `Op::Router`.

@@ -41,15 +41,22 @@ impl Checkpoint {
         files.sort();
         // Some repositories hold the model a second time in one file.
         if let Some(index) = super::json(&folder.join("model.safetensors.index.json"))? {
-            let named: Vec<&str> =
-                index["weight_map"].as_object().into_iter().flat_map(|map| map.values()).filter_map(|v| v.as_str()).collect();
+            let named: Vec<&str> = index["weight_map"]
+                .as_object()
+                .into_iter()
+                .flat_map(|map| map.values())
+                .filter_map(|v| v.as_str())
+                .collect();
             if let Some(missing) = named.iter().find(|name| !folder.join(name).is_file()) {
                 return Err(problem(&folder.join(missing), "this shard is missing; download it too"));
             }
             files.retain(|path| path.file_name().is_some_and(|name| named.iter().any(|n| name == *n)));
         }
         if files.is_empty() {
-            return Err(problem(folder, "there are no .safetensors files in this folder; give a folder of a checkpoint"));
+            return Err(problem(
+                folder,
+                "there are no .safetensors files in this folder; give a folder of a checkpoint",
+            ));
         }
         let mut tensors = BTreeMap::new();
         for (file, path) in files.iter().enumerate() {
@@ -79,7 +86,8 @@ fn read(path: &Path, file: usize, tensors: &mut BTreeMap<String, Stored>) -> Res
             Dtype::F16 => Format::F16,
             Dtype::BF16 => Format::BF16,
             other => {
-                let text = format!("tensor '{name}' is {other:?}; rynd converts F32, F16 and BF16: get the BF16 checkpoint");
+                let text =
+                    format!("tensor '{name}' is {other:?}; rynd converts F32, F16 and BF16: get the BF16 checkpoint");
                 return Err(problem(path, text));
             }
         };
@@ -90,7 +98,10 @@ fn read(path: &Path, file: usize, tensors: &mut BTreeMap<String, Stored>) -> Res
         let shape = info.shape.iter().map(|&n| n as u64).collect();
         let piece = Piece { file, offset: 8 + bytes + start, bytes: end - start };
         if tensors.insert(name.clone(), Stored { format, shape, piece }).is_some() {
-            return Err(problem(path, format!("tensor '{name}' is in another shard too; the shards do not belong together")));
+            return Err(problem(
+                path,
+                format!("tensor '{name}' is in another shard too; the shards do not belong together"),
+            ));
         }
     }
     Ok(())

@@ -89,7 +89,8 @@ pub fn convert(folder: &Path, config: &Config, stored: &Checkpoint) -> Result<Ve
             continue;
         }
         let Some(place) = place(name) else {
-            let text = format!("tensor '{name}' is none that rynd knows in {}; get the model as GGUF", config.architecture);
+            let text =
+                format!("tensor '{name}' is none that rynd knows in {}; get the model as GGUF", config.architecture);
             return Err(problem(folder, text));
         };
         match place.expert {
@@ -140,7 +141,8 @@ fn stack(
         return Err(problem(folder, format!("expert {missing} of '{name}' is missing; download all shards")));
     }
     let Some(first) = matrices.get(&0).filter(|_| matrices.len() as u64 == count) else {
-        let text = format!("'{name}' has {} experts, but config.json says {count}; download both again", matrices.len());
+        let text =
+            format!("'{name}' has {} experts, but config.json says {count}; download both again", matrices.len());
         return Err(problem(folder, text));
     };
     if matrices.values().any(|stored| (stored.format, &stored.shape) != (first.format, &first.shape)) {
@@ -154,7 +156,10 @@ fn stack(
 /// Gate and up of all experts from one (experts, 2 ff, n) tensor: the first ff rows of each expert, and the others.
 fn halves(folder: &Path, name: &str, stored: &Stored) -> Result<[SourceTensor; 2], QuantizeError> {
     let &[experts, rows, columns] = &stored.shape[..] else {
-        return Err(problem(folder, format!("'{name}' has the shape {:?}, not (experts, rows, columns)", stored.shape)));
+        return Err(problem(
+            folder,
+            format!("'{name}' has the shape {:?}, not (experts, rows, columns)", stored.shape),
+        ));
     };
     let bytes = stored.piece.bytes / (2 * experts).max(1);
     Ok([("ffn_gate_exps", 0), ("ffn_up_exps", 1)].map(|(part, half)| {

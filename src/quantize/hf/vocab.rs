@@ -72,7 +72,8 @@ pub fn metadata(folder: &Path, config: &Config) -> Result<Vec<(String, Value)>, 
     set("token_type", Array::from(&tokens.types[..]).into());
     if tokens.scores.is_empty() {
         let merges = merges(tokenizer.as_ref().unwrap_or(&Json::Null));
-        let merges = merges.ok_or_else(|| problem(&path, "the list of merges is missing or damaged; download it again"))?;
+        let merges =
+            merges.ok_or_else(|| problem(&path, "the list of merges is missing or damaged; download it again"))?;
         set("merges", Array::of_strings(merges).into());
     }
     let ids: HashMap<&str, usize> = tokens.texts.iter().enumerate().map(|(id, text)| (text.as_str(), id)).collect();
@@ -105,11 +106,8 @@ fn byte_pairs(path: &Path, tokenizer: &Json, size: usize) -> Result<Tokens, Quan
         return Err(problem(path, text));
     }
     let vocab = model["vocab"].as_object().ok_or_else(|| damaged("the vocabulary is missing"))?;
-    let mut tokens = Tokens {
-        texts: (0..size).map(|id| format!("[PAD{id}]")).collect(),
-        types: vec![UNUSED; size],
-        scores: vec![],
-    };
+    let mut tokens =
+        Tokens { texts: (0..size).map(|id| format!("[PAD{id}]")).collect(), types: vec![UNUSED; size], scores: vec![] };
     let mut put = |id: Option<u64>, text: &str, kind: i32| {
         let id = id.and_then(|id| usize::try_from(id).ok()).filter(|&id| id < size);
         let id = id.ok_or_else(|| damaged(&format!("token {text:?} has no id below the vocabulary's size {size}")))?;
