@@ -141,6 +141,7 @@ unsafe fn product<U: Unpack, const TILES: usize>(rows: &Rows<'_>, batch: &Batch<
             }
             for slot in (0..slots).step_by(TOKENS) {
                 acts.fill::<U>(batch, slot, TOKENS.min(slots - slot), at, depth);
+                prefetch(batch, slot + TOKENS, at, depth);
                 for (i, tile) in tiles[..used].iter().enumerate() {
                     let (row, subs) = (first + i * ROWS, depth / <U::Shape as Shape>::SUB);
                     let rows = (rows.n - row).min(ROWS);
@@ -215,12 +216,13 @@ impl Strip {
     fn fill<U: Unpack>(&mut self, batch: &Batch<'_>, slot: usize, n: usize, at: usize, depth: usize) {
         let sub_len = <U::Shape as Shape>::SUB;
         let d_len = <U::Shape as Shape>::ACT.block_len();
+        let acts = &batch.acts;
         for i in 0..n {
-            let act = batch.acts.row(batch.tokens.token(slot + i));
-            self.q[i * DEPTH..][..depth].copy_from_slice(&act.q[at..at + depth]);
-            self.d[i][..depth / d_len].copy_from_slice(&act.d[at / d_len..(at + depth) / d_len]);
-            let all = if sub_len == 16 { act.sums16 } else { act.sums32 };
-            let sums = &all[at / sub_len..(at + depth) / sub_len];
+            let values = batch.tokens.token(slot + i) * acts.k() + at;
+            self.q[i * DEPTH..][..depth].copy_from_slice(&acts.q[values..][..depth]);
+            self.d[i][..depth / d_len].copy_from_slice(&acts.d[values / d_len..][..depth / d_len]);
+            let all = if sub_len == 16 { acts.sums16 } else { acts.sums32 };
+            let sums = &all[values / sub_len..][..depth / sub_len];
             for (j, (into, sum)) in self.sums[i].iter_mut().zip(sums).enumerate() {
                 *into = if !<U::Shape as Shape>::MINS {
                     -U::OFFSET * i32::from(*sum)
@@ -230,6 +232,19 @@ impl Strip {
                     f32::from(*sum).to_bits() as i32
                 };
             }
+        }
+    }
+}
+
+/// Asks for the next tokens' activations. They lie a row apart, often on pages of their own, where no hardware
+/// prefetcher follows.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn prefetch(batch: &Batch<'_>, slot: usize, at: usize, depth: usize) {
+    for slot in slot..(slot + TOKENS).min(batch.tokens.len()) {
+        let act = batch.acts.q[batch.tokens.token(slot) * batch.acts.k() + at..].as_ptr();
+        for line in 0..depth.div_ceil(64) {
+            _mm_prefetch::<_MM_HINT_T0>(act.wrapping_add(line * 64));
         }
     }
 }
