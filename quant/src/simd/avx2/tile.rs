@@ -129,7 +129,7 @@ unsafe fn matmul<U: Unpack>(rows: &Rows<'_>, batch: &Batch<'_>) {
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn product<U: Unpack, const TILES: usize>(rows: &Rows<'_>, batch: &Batch<'_>) {
     let mut tiles: [MaybeUninit<Tile>; TILES] = [const { MaybeUninit::uninit() }; TILES];
-    let mut acts = Strip { q: [0; TOKENS * DEPTH], sums: [[0; DEPTH / 16]; TOKENS], d: [[0.0; DEPTH / 32]; TOKENS] };
+    let mut acts = Strip { q: [0; TOKENS * DEPTH], sums: [0; TOKENS * (DEPTH / 16)], d: [0.0; TOKENS * (DEPTH / 32)] };
     let slots = batch.tokens.len();
     for first in (0..rows.n).step_by(ROWS * TILES) {
         let used = (rows.n - first).div_ceil(ROWS).min(TILES);
@@ -205,8 +205,8 @@ struct Strip {
     q: [i8; TOKENS * DEPTH], // (TOKENS, DEPTH)
     /// What the offsets or mins of the weights take away from each sub-block: i32, or the bits of f32 where there are
     /// mins.
-    sums: [[i32; DEPTH / 16]; TOKENS],
-    d: [[f32; DEPTH / 32]; TOKENS],
+    sums: [i32; TOKENS * (DEPTH / 16)], // (TOKENS, DEPTH / 16)
+    d: [f32; TOKENS * (DEPTH / 32)], // (TOKENS, DEPTH / 32)
 }
 
 impl Strip {
@@ -220,14 +220,15 @@ impl Strip {
         for i in 0..n {
             let values = batch.tokens.token(slot + i) * acts.k() + at;
             self.q[i * DEPTH..][..depth].copy_from_slice(&acts.q[values..][..depth]);
-            self.d[i][..depth / d_len].copy_from_slice(&acts.d[values / d_len..][..depth / d_len]);
+            let d = &mut self.d[i * (DEPTH / 32)..][..depth / d_len];
+            d.copy_from_slice(&acts.d[values / d_len..][..depth / d_len]);
             let all = if sub_len == 16 { acts.sums16 } else { acts.sums32 };
             let sums = &all[values / sub_len..][..depth / sub_len];
-            for (j, (into, sum)) in self.sums[i].iter_mut().zip(sums).enumerate() {
+            for (j, (into, sum)) in self.sums[i * (DEPTH / 16)..].iter_mut().zip(sums).enumerate() {
                 *into = if !<U::Shape as Shape>::MINS {
                     -U::OFFSET * i32::from(*sum)
                 } else if d_len == 32 {
-                    (f32::from(*sum) * self.d[i][j]).to_bits() as i32
+                    (f32::from(*sum) * d[j]).to_bits() as i32
                 } else {
                     f32::from(*sum).to_bits() as i32
                 };
@@ -271,79 +272,119 @@ impl Step<'_> {
         let sub_len = <U::Shape as Shape>::SUB;
         let mins = <U::Shape as Shape>::MINS;
         let blocks = <U::Shape as Shape>::ACT.block_len() == 32;
-        // See the module.
-        let planes = if U::BITS == 8 { 2 } else { 1 };
-        let group = match U::BITS {
-            5 => 16,
-            6 => 8,
-            _ => sub_len,
-        };
         let a = self.acts;
         // SAFETY: the tile holds `subs` sub-blocks of 16 rows, the strip of N tokens.
         unsafe {
             let w = (&raw const (*self.tile).q).cast::<u8>();
             let scale = (&raw const (*self.tile).scale).cast::<f32>();
             let min = (&raw const (*self.tile).min).cast::<f32>();
+            // By pointers: the lengths of arrays would tell the compiler how often the loop runs at most, and it would
+            // write it out that many times.
+            let (a, sums, d) = (a.q.as_ptr(), a.sums.as_ptr(), a.d.as_ptr());
+            let sum = |i: usize, sub: usize| *sums.add(i * (DEPTH / 16) + sub);
+            let d = |i: usize, sub: usize| _mm256_set1_ps(*d.add(i * (DEPTH / 32) + sub));
 
             let mut totals = [[_mm256_setzero_ps(); 2]; N];
             for sub in 0..self.subs {
                 let mut dots = [[_mm256_setzero_si256(); 2]; N];
                 if !mins {
                     for i in 0..N {
-                        dots[i] = [_mm256_set1_epi32(a.sums[i][sub]); 2];
+                        dots[i] = [_mm256_set1_epi32(sum(i, sub)); 2];
                     }
                 }
-                for plane in 0..planes {
-                    let weight = _mm256_set1_epi16(if planes == 2 && plane == 0 { 16 } else { 1 });
-                    for start in (0..sub_len).step_by(group) {
-                        let mut pairs = [[_mm256_setzero_si256(); 2]; N];
-                        for step in 0..group / 4 {
-                            let at = sub * sub_len + start + step * 4;
-                            let w = w.add((plane * DEPTH + at) * ROWS);
-                            let w = [0, 32].map(|half| _mm256_load_si256(w.add(half).cast()));
-                            for i in 0..N {
-                                let a = a.q.as_ptr().add(i * DEPTH + at).cast::<i32>();
-                                let a = _mm256_set1_epi32(a.read_unaligned());
-                                for half in 0..2 {
-                                    let product = _mm256_maddubs_epi16(w[half], a);
-                                    pairs[i][half] = _mm256_add_epi16(pairs[i][half], product);
-                                }
-                            }
-                        }
-                        for i in 0..N {
-                            for half in 0..2 {
-                                let dot = _mm256_madd_epi16(pairs[i][half], weight);
-                                dots[i][half] = _mm256_add_epi32(dots[i][half], dot);
-                            }
+                let (w, a) = (w.add(sub * sub_len * ROWS), a.add(sub * sub_len));
+                match (U::BITS, sub_len) {
+                    (8, _) => {
+                        add_dwords::<N, 8>(&mut dots, w, a, 16);
+                        add_dwords::<N, 8>(&mut dots, w.add(DEPTH * ROWS), a, 1);
+                    }
+                    (6, _) => {
+                        for start in (0..sub_len).step_by(8) {
+                            add_dwords::<N, 2>(&mut dots, w.add(start * ROWS), a.add(start), 1);
                         }
                     }
+                    (5, _) => {
+                        for start in (0..sub_len).step_by(16) {
+                            add_dwords::<N, 4>(&mut dots, w.add(start * ROWS), a.add(start), 1);
+                        }
+                    }
+                    (_, 16) => add_dwords::<N, 4>(&mut dots, w, a, 1),
+                    _ => add_dwords::<N, 8>(&mut dots, w, a, 1),
                 }
                 for half in 0..2 {
                     let scale = _mm256_load_ps(scale.add(sub * ROWS + half * 8));
                     for i in 0..N {
                         let mut dot = _mm256_cvtepi32_ps(dots[i][half]);
                         if blocks {
-                            dot = _mm256_mul_ps(dot, _mm256_set1_ps(a.d[i][sub]));
+                            dot = _mm256_mul_ps(dot, d(i, sub));
                         }
                         totals[i][half] = _mm256_fmadd_ps(dot, scale, totals[i][half]);
                     }
                     if mins {
                         let min = _mm256_load_ps(min.add(sub * ROWS + half * 8));
                         for i in 0..N {
-                            let sum = _mm256_set1_ps(f32::from_bits(a.sums[i][sub] as u32));
+                            let sum = _mm256_set1_ps(f32::from_bits(sum(i, sub) as u32));
                             totals[i][half] = _mm256_fnmadd_ps(sum, min, totals[i][half]);
                         }
                     }
                 }
             }
             for i in 0..N {
-                let d = _mm256_set1_ps(if blocks { 1.0 } else { a.d[i][0] });
+                let d = if blocks { _mm256_set1_ps(1.0) } else { d(i, 0) };
                 for half in 0..2 {
                     let left = self.rows.saturating_sub(half * 8).min(8);
                     let out = self.out.at(self.slot + i, self.row).wrapping_add(half * 8);
                     add_to(out, left, self.at == 0, _mm256_mul_ps(totals[i][half], d));
                 }
             }
+        }
+    }
+}
+
+/// Adds K dwords of weights of 16 rows times those of N tokens, summed in 16 bits first and then times `weight`.
+///
+/// # Safety
+/// K dwords of 16 rows lie at `w`, and in each of N activation rows, DEPTH apart, from `a`.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn add_dwords<const N: usize, const K: usize>(
+    dots: &mut [[__m256i; 2]; N],
+    w: *const u8,
+    a: *const i8,
+    weight: i16,
+) {
+    // SAFETY: by the caller.
+    let (w, a) = unsafe {
+        (
+            |k: usize, half: usize| _mm256_load_si256(w.add(k * ROWS * 4 + half * 32).cast()),
+            |i: usize, k: usize| _mm256_set1_epi32(a.add(i * DEPTH + k * 4).cast::<i32>().read_unaligned()),
+        )
+    };
+    let weight = _mm256_set1_epi16(weight);
+    if K == 2 {
+        // Half by half: nothing but the sums of 32 bits stays in registers.
+        for half in 0..2 {
+            let w = [w(0, half), w(1, half)];
+            for i in 0..N {
+                let pairs = _mm256_add_epi16(_mm256_maddubs_epi16(w[0], a(i, 0)), _mm256_maddubs_epi16(w[1], a(i, 1)));
+                dots[i][half] = _mm256_add_epi32(dots[i][half], _mm256_madd_epi16(pairs, weight));
+            }
+        }
+        return;
+    }
+    let mut pairs = [[_mm256_setzero_si256(); 2]; N];
+    for k in 0..K {
+        let w = [w(k, 0), w(k, 1)];
+        for i in 0..N {
+            let a = a(i, k);
+            for half in 0..2 {
+                pairs[i][half] = _mm256_add_epi16(pairs[i][half], _mm256_maddubs_epi16(w[half], a));
+            }
+        }
+    }
+    for i in 0..N {
+        for half in 0..2 {
+            dots[i][half] = _mm256_add_epi32(dots[i][half], _mm256_madd_epi16(pairs[i][half], weight));
         }
     }
 }
