@@ -11,8 +11,8 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use session::{Session, Span, Wanted, advance};
 pub use record::{expert_header, router_key};
+pub use session::{Session, Span, Wanted, advance};
 
 use self::record::Recorder;
 use crate::backend::{Backend, BackendError, Env, KvFormat, PickLog, Token};
