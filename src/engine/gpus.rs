@@ -135,7 +135,9 @@ impl Outline {
             Side::Cpu => None,
         });
         let used = used.max().unwrap_or(0).min(adapters.len());
-        let placed = place(plan, &sides, &|op| refusal(plan, op, sizes.kv).is_some());
+        // What routers pick is recorded where the CPU runs them.
+        let recorded = |op: &Op| config.trace.is_some() && matches!(op, Op::Router { .. });
+        let placed = place(plan, &sides, &|op| recorded(op) || refusal(plan, op, sizes.kv).is_some());
         Ok(Outline {
             plan: Arc::new(placed),
             adapters: adapters.into_iter().take(used).collect(),

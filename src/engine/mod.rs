@@ -5,19 +5,22 @@
 //! edits, regenerations and the turns of a chat cost their new tokens only.
 
 mod gpus;
+mod record;
 mod session;
 mod split;
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use gpus::{GpuChoice, GpuOptions, GpuShare, Outline};
-pub use session::{Session, Wanted};
+pub use record::{expert_header, router_key};
+pub use session::{Session, Span, Wanted, advance};
 pub use split::Split;
 
 use self::gpus::Sizes;
-use crate::backend::{Backend, BackendError, Env, KvFormat, Token};
+use self::record::Recorder;
+use crate::backend::{Backend, BackendError, Env, KvFormat, PickLog, Token};
 use crate::cpu::{Cpu, CpuConfig, InputSums};
 use crate::gguf::{Gguf, GgufError};
 use crate::gpu::GpuError;
@@ -51,6 +54,12 @@ pub enum EngineError {
     ContextFull { tokens: usize, context: usize },
     #[error("no cache pages are left for another session; raise the context with -c")]
     NoPages,
+    #[error("{tokens} tokens are more than one run of {batch} holds; raise it with -b")]
+    BatchFull { tokens: usize, batch: usize },
+    #[error("can not write the trace {path}: {cause}")]
+    Trace { path: PathBuf, cause: std::io::Error },
+    #[error("{file}: the model has no experts, so there is nothing to trace; leave --trace out")]
+    NothingToTrace { file: PathBuf },
     #[error("interrupted")]
     Interrupted,
 }
@@ -82,6 +91,8 @@ pub struct EngineConfig {
     pub sessions: usize,
     /// Sum up the squared inputs of all matrices, for an importance matrix.
     pub observe_inputs: bool,
+    /// Write what the routers pick to this file.
+    pub trace: Option<PathBuf>,
     pub gpu: GpuOptions,
     /// Hears when the model moves to the CPU because a GPU could not be used.
     pub notice: fn(&str),
@@ -121,8 +132,15 @@ impl Default for EngineConfig {
             observe_inputs: false,
             gpu: GpuOptions::default(),
             notice: |_| {},
+            trace: None,
         }
     }
+}
+
+/// What the CPU executor tells on the side.
+struct Observers {
+    input_sums: Option<Arc<InputSums>>,
+    picks: Option<Arc<PickLog>>,
 }
 
 /// A loaded model.
@@ -139,6 +157,7 @@ pub struct Engine {
     /// Rises when executors were replaced and what they cached is gone.
     epoch: u32,
     input_sums: Option<Arc<InputSums>>,
+    recorder: Option<Recorder>,
 }
 
 impl Engine {
@@ -153,16 +172,21 @@ impl Engine {
             return Err(EngineError::ObservedOnGpu);
         }
         let plan = models::plan(&gguf, &config.rope)?;
-        let (plan, backend, input_sums) = match Engine::backend(&gguf, Outline::new(&plan, config), config) {
-            Ok(made) => made,
-            Err(e) if config.gpu.choice == GpuChoice::Auto && e.is_of_gpu() => {
-                config.tell_of_cpu(&e);
-                Engine::backend(&gguf, Ok(Outline::cpu(plan)), config)?
-            }
-            Err(e) => return Err(e),
-        };
+        let (plan, backend, Observers { input_sums, picks }) =
+            match Engine::backend(&gguf, Outline::new(&plan, config), config) {
+                Ok(made) => made,
+                Err(e) if config.gpu.choice == GpuChoice::Auto && e.is_of_gpu() => {
+                    config.tell_of_cpu(&e);
+                    Engine::backend(&gguf, Ok(Outline::cpu(plan)), config)?
+                }
+                Err(e) => return Err(e),
+            };
         let context = config.context(&plan);
         let Sizes { batch, pages, .. } = Sizes::new(&plan, config);
+        let recorder = match (&config.trace, picks) {
+            (Some(path), Some(log)) => Some(Recorder::create(path, &gguf, &plan, log)?),
+            _ => None,
+        };
         Ok(Engine {
             gguf,
             plan,
@@ -175,6 +199,7 @@ impl Engine {
             config: config.clone(),
             epoch: 0,
             input_sums,
+            recorder,
         })
     }
 
@@ -195,7 +220,7 @@ impl Engine {
         gguf: &Gguf,
         outline: Result<Outline, EngineError>,
         config: &EngineConfig,
-    ) -> Result<(Arc<Plan>, Split, Option<Arc<InputSums>>), EngineError> {
+    ) -> Result<(Arc<Plan>, Split, Observers), EngineError> {
         let outline = outline?;
         let plan = Arc::clone(&outline.plan);
         let Sizes { batch, pages, kv } = Sizes::new(&plan, config);
@@ -207,7 +232,11 @@ impl Engine {
         if let Some(sums) = &input_sums {
             cpu.observe(Arc::clone(sums));
         }
-        Ok((Arc::clone(&plan), Split::new(plan, cpu, gpus), input_sums))
+        let picks = config.trace.as_ref().map(|_| Arc::new(PickLog::new(&plan)));
+        if let Some(log) = &picks {
+            cpu.log_picks(Arc::clone(log));
+        }
+        Ok((Arc::clone(&plan), Split::new(plan, cpu, gpus), Observers { input_sums, picks }))
     }
 
     /// The GPUs that are in use.
@@ -229,7 +258,11 @@ impl Engine {
         }
         (self.config.notice)(&format!("going on with the CPU: {e}"));
         let outline = Outline::cpu(models::plan(&self.gguf, &self.config.rope)?);
-        (self.plan, self.backend, self.input_sums) = Engine::backend(&self.gguf, Ok(outline), &self.config)?;
+        let (plan, backend, Observers { input_sums, picks }) = Engine::backend(&self.gguf, Ok(outline), &self.config)?;
+        (self.plan, self.backend, self.input_sums) = (plan, backend, input_sums);
+        if let (Some(recorder), Some(picks)) = (&mut self.recorder, picks) {
+            recorder.follow(picks);
+        }
         self.epoch += 1;
         Ok(())
     }
@@ -276,12 +309,21 @@ impl Engine {
 
     /// Runs the whole plan for these tokens; returns the logits of `env.rows`: (r, vocab).
     fn forward(&mut self, env: &Env) -> Result<&[f32], EngineError> {
+        self.compute(env)?;
+        if let Some(recorder) = &mut self.recorder {
+            recorder.run(env.tokens)?;
+        }
+        Ok(&self.logits)
+    }
+
+    /// The same, without a word in the trace.
+    fn compute(&mut self, env: &Env) -> Result<(), EngineError> {
         self.backend.run(0..self.plan.steps.len(), env)?;
         self.logits.resize(env.rows.len() * self.plan.vocab, 0.0);
         if !env.rows.is_empty() {
             self.backend.read(self.plan.logits, &mut self.logits)?;
         }
-        Ok(&self.logits)
+        Ok(())
     }
 
     /// Runs one batch step by step on a fresh timeline; `see` gets each step's index and the rows of every slot that it
@@ -325,6 +367,11 @@ impl Engine {
         }
         self.free_pages.extend(pages);
         result
+    }
+
+    /// Gives the trace file its name. Dropping the engine does the same, but can not say what went wrong.
+    pub fn finish_trace(&mut self) -> Result<(), EngineError> {
+        self.recorder.take().map_or(Ok(()), Recorder::finish)
     }
 
     fn take_pages(&mut self, n: usize) -> Result<Vec<u32>, EngineError> {
