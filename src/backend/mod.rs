@@ -32,6 +32,13 @@ pub struct Env<'a> {
 /// In the ids of `Op::Router`'s picks: another executor computes this expert.
 pub const ELSEWHERE: u32 = u32::MAX;
 
+impl Env<'_> {
+    /// Whether some timeline gets several tokens at once, as prompts do.
+    pub fn is_prompt(&self) -> bool {
+        self.tokens.windows(2).any(|pair| pair[0].seq == pair[1].seq)
+    }
+}
+
 /// Why a run failed.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
@@ -41,7 +48,7 @@ pub enum BackendError {
     OutOfMemory { what: String, bytes: usize },
     #[error("{0}")]
     Device(String),
-    /// A device is gone, and what it held with it.
+    /// A device is gone or has no memory left: what it held can not be relied on.
     #[error("{0}")]
     Lost(String),
 }

@@ -5,11 +5,13 @@
 
 mod bandwidth;
 mod bench;
+mod chat;
 mod complete;
 mod completions;
-mod experts;
 mod devices;
 mod gpu;
+mod eval;
+mod experts;
 mod imatrix;
 mod input;
 mod inspect;
@@ -23,6 +25,8 @@ mod npy;
 mod numbers;
 mod obtain;
 mod perplexity;
+mod plan;
+mod plan_what_if;
 mod pull;
 mod quantize;
 mod rm;
@@ -53,6 +57,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Chat(chat::Arguments),
     Run(run::Arguments),
     Complete(complete::Arguments),
     Pull(pull::Arguments),
@@ -60,8 +65,10 @@ enum Command {
     Rm(rm::Arguments),
     Inspect(inspect::Arguments),
     Devices(devices::Arguments),
+    Plan(plan::Arguments),
     Bench(bench::Arguments),
     Perplexity(perplexity::Arguments),
+    Eval(eval::Arguments),
     Quantize(quantize::Arguments),
     Imatrix(imatrix::Arguments),
     Experts(experts::Arguments),
@@ -76,6 +83,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     rynd_quant::Kernels::from_env()?;
     crate::engine::quiet_drivers();
     match cli.command {
+        Command::Chat(arguments) => chat::run(&arguments),
         Command::Run(arguments) => run::run(&arguments),
         Command::Complete(arguments) => complete::run(&arguments),
         Command::Pull(arguments) => pull::run(&arguments),
@@ -83,8 +91,10 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Rm(arguments) => rm::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Devices(arguments) => devices::run(&arguments),
+        Command::Plan(arguments) => plan::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Perplexity(arguments) => perplexity::run(&arguments),
+        Command::Eval(arguments) => eval::run(&arguments),
         Command::Quantize(arguments) => quantize::run(&arguments),
         Command::Imatrix(arguments) => imatrix::run(&arguments),
         Command::Experts(arguments) => experts::run(&arguments),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::hybrid::{ExpertChoice, SlotPlan};
 use super::{EngineConfig, EngineError};
 use crate::backend::KvFormat;
-use crate::gpu::{AdapterReport, Devices, Gpu, GpuConfig, GpuError, Handicap, dispatches, refusal, room};
+use crate::gpu::{AdapterReport, Devices, Gpu, GpuConfig, GpuError, Handicap, Listing, dispatches, refusal, room};
 use crate::plan::{KvId, Op, PAGE_TOKENS, Plan, Room, Side, Sides, Step, WeightId, place};
 use crate::weights::Weights;
 
@@ -28,6 +28,8 @@ pub enum GpuChoice {
 #[derive(Clone, Debug, Default)]
 pub struct GpuOptions {
     pub choice: GpuChoice,
+    /// Whether the absence of GPUs is worth telling.
+    pub asked: bool,
     /// Layers on GPUs, the head counted as one; `None` is as many as have room.
     pub layers: Option<usize>,
     /// Bytes of each GPU's memory, at most; `None` is nine tenths of what it has.
@@ -37,6 +39,8 @@ pub struct GpuOptions {
     /// A placement in place of the one that fits best.
     pub sides: Option<Sides>,
     pub handicap: Handicap,
+    /// How adapters are listed, in place of what the environment says.
+    pub listing: Option<Listing>,
 }
 
 /// A placed plan and the adapters of its sides.
@@ -112,7 +116,9 @@ impl Outline {
             GpuChoice::Off => return Ok(Outline::cpu(plan.clone())),
             // Inputs are observed where the CPU computes.
             GpuChoice::Auto if config.observe_inputs => return Ok(Outline::cpu(plan.clone())),
-            GpuChoice::Auto | GpuChoice::These(_) => Devices::list(),
+            GpuChoice::Auto | GpuChoice::These(_) => {
+                Devices::list_as(gpu.listing.unwrap_or(Listing::from_environment()))
+            }
         };
         let indices = match &gpu.choice {
             GpuChoice::These(indices) => indices.clone(),

@@ -17,7 +17,7 @@ use std::sync::Arc;
 pub use gpus::{GpuChoice, GpuOptions, GpuShare, Outline};
 pub use hybrid::{ExpertChoice, ExpertOptions, ExpertReport, Probe, SlotPlan};
 pub use record::{expert_header, header_of, router_key};
-pub use session::{Session, Wanted};
+pub use session::{Session, Span, Wanted, advance};
 pub use split::Split;
 
 use self::gpus::Sizes;
@@ -27,7 +27,7 @@ use crate::backend::{Backend, BackendError, Env, KvFormat, PickLog, Token};
 use crate::cpu::{Cpu, CpuConfig, InputSums};
 use crate::gguf::{Gguf, GgufError};
 use crate::gpu::GpuError;
-pub use crate::gpu::{AdapterReport, Counters, Devices, Gpu, Times, quiet_drivers};
+pub use crate::gpu::{AdapterReport, Counters, Devices, Gpu, Handicap, Listing, Times, quiet_drivers};
 use crate::models::{self, RopeOverride};
 pub use crate::plan::Side;
 use crate::plan::{Op, PAGE_TOKENS, Plan, PlanError, Slot};
@@ -57,6 +57,8 @@ pub enum EngineError {
     ContextFull { tokens: usize, context: usize },
     #[error("no cache pages are left for another session; raise the context with -c")]
     NoPages,
+    #[error("{tokens} tokens are more than one run of {batch} holds; raise it with -b")]
+    BatchFull { tokens: usize, batch: usize },
     #[error("can not write the trace {path}: {cause}")]
     Trace { path: PathBuf, cause: std::io::Error },
     #[error("{file}: the model has no experts, so there is nothing to trace; leave --trace out")]
@@ -107,6 +109,13 @@ impl EngineConfig {
         self.threads.unwrap_or_else(num_cpus::get_physical).max(1)
     }
 
+    /// Says why no GPU is used; that there is none is news only to who asked.
+    fn tell_of_cpu(&self, e: &EngineError) {
+        if self.gpu.asked || !matches!(e, EngineError::Gpu(GpuError::NoAdapter { .. })) {
+            (self.notice)(&format!("running on the CPU: {e}"));
+        }
+    }
+
     /// Tokens of context for this plan.
     fn context(&self, plan: &Plan) -> usize {
         self.context.unwrap_or(plan.context.min(DEFAULT_CONTEXT)).max(1)
@@ -127,12 +136,18 @@ impl Default for EngineConfig {
             rope: RopeOverride::default(),
             sessions: 1,
             observe_inputs: false,
-            trace: None,
             gpu: GpuOptions::default(),
             experts: ExpertOptions::default(),
             notice: |_| {},
+            trace: None,
         }
     }
+}
+
+/// What the CPU executor tells on the side.
+struct Observers {
+    input_sums: Option<Arc<InputSums>>,
+    picks: Option<Arc<PickLog>>,
 }
 
 /// A loaded model.
@@ -150,7 +165,6 @@ pub struct Engine {
     epoch: u32,
     input_sums: Option<Arc<InputSums>>,
     recorder: Option<Recorder>,
-    log: Option<Arc<PickLog>>,
 }
 
 impl Engine {
@@ -165,24 +179,21 @@ impl Engine {
             return Err(EngineError::ObservedOnGpu);
         }
         let plan = models::plan(&gguf, &config.rope)?;
-        let log = config.trace.as_ref().map(|_| Arc::new(PickLog::new(&plan)));
-        let recorder = match (&config.trace, &log) {
-            (Some(path), Some(log)) => Some(Recorder::create(path, &gguf, &plan, Arc::clone(log))?),
-            _ => None,
-        };
-        let (plan, mut backend, input_sums) = match Engine::backend(&gguf, Outline::new(&plan, config), config) {
-            Ok(made) => made,
-            Err(e) if config.gpu.choice == GpuChoice::Auto && e.is_of_gpu() => {
-                (config.notice)(&format!("running on the CPU: {e}"));
-                Engine::backend(&gguf, Ok(Outline::cpu(plan)), config)?
-            }
-            Err(e) => return Err(e),
-        };
-        if let Some(log) = &log {
-            backend.log_picks(Arc::clone(log));
-        }
+        let (plan, backend, Observers { input_sums, picks }) =
+            match Engine::backend(&gguf, Outline::new(&plan, config), config) {
+                Ok(made) => made,
+                Err(e) if config.gpu.choice == GpuChoice::Auto && e.is_of_gpu() => {
+                    config.tell_of_cpu(&e);
+                    Engine::backend(&gguf, Ok(Outline::cpu(plan)), config)?
+                }
+                Err(e) => return Err(e),
+            };
         let context = config.context(&plan);
         let Sizes { batch, pages, .. } = Sizes::new(&plan, config);
+        let recorder = match (&config.trace, picks) {
+            (Some(path), Some(log)) => Some(Recorder::create(path, &gguf, &plan, log)?),
+            _ => None,
+        };
         Ok(Engine {
             gguf,
             plan,
@@ -196,7 +207,6 @@ impl Engine {
             epoch: 0,
             input_sums,
             recorder,
-            log,
         })
     }
 
@@ -205,7 +215,7 @@ impl Engine {
         let plan = models::plan(gguf, &config.rope)?;
         match Outline::new(&plan, config) {
             Err(e) if config.gpu.choice == GpuChoice::Auto && e.is_of_gpu() => {
-                (config.notice)(&format!("running on the CPU: {e}"));
+                config.tell_of_cpu(&e);
                 Ok(Outline::cpu(plan))
             }
             outline => outline,
@@ -217,7 +227,7 @@ impl Engine {
         gguf: &Gguf,
         outline: Result<Outline, EngineError>,
         config: &EngineConfig,
-    ) -> Result<(Arc<Plan>, Split, Option<Arc<InputSums>>), EngineError> {
+    ) -> Result<(Arc<Plan>, Split, Observers), EngineError> {
         let outline = outline?;
         let plan = Arc::clone(&outline.plan);
         let Sizes { batch, pages, kv } = Sizes::new(&plan, config);
@@ -237,7 +247,11 @@ impl Engine {
         if let Some(hybrid) = hybrid {
             split.page_experts(hybrid);
         }
-        Ok((plan, split, input_sums))
+        let picks = config.trace.as_ref().map(|_| Arc::new(PickLog::new(&plan)));
+        if let Some(log) = &picks {
+            split.log_picks(Arc::clone(log));
+        }
+        Ok((plan, split, Observers { input_sums, picks }))
     }
 
     /// The GPUs that are in use.
@@ -259,9 +273,10 @@ impl Engine {
         }
         (self.config.notice)(&format!("going on with the CPU: {e}"));
         let outline = Outline::cpu(models::plan(&self.gguf, &self.config.rope)?);
-        (self.plan, self.backend, self.input_sums) = Engine::backend(&self.gguf, Ok(outline), &self.config)?;
-        if let Some(log) = &self.log {
-            self.backend.log_picks(Arc::clone(log));
+        let (plan, backend, Observers { input_sums, picks }) = Engine::backend(&self.gguf, Ok(outline), &self.config)?;
+        (self.plan, self.backend, self.input_sums) = (plan, backend, input_sums);
+        if let (Some(recorder), Some(picks)) = (&mut self.recorder, picks) {
+            recorder.follow(picks);
         }
         self.epoch += 1;
         Ok(())
@@ -314,15 +329,21 @@ impl Engine {
 
     /// Runs the whole plan for these tokens; returns the logits of `env.rows`: (r, vocab).
     fn forward(&mut self, env: &Env) -> Result<&[f32], EngineError> {
-        self.backend.run(0..self.plan.steps.len(), env)?;
+        self.compute(env)?;
         if let Some(recorder) = &mut self.recorder {
-            recorder.run(env.tokens)?;
+            recorder.run(env)?;
         }
+        Ok(&self.logits)
+    }
+
+    /// The same, without a word in the trace.
+    fn compute(&mut self, env: &Env) -> Result<(), EngineError> {
+        self.backend.run(0..self.plan.steps.len(), env)?;
         self.logits.resize(env.rows.len() * self.plan.vocab, 0.0);
         if !env.rows.is_empty() {
             self.backend.read(self.plan.logits, &mut self.logits)?;
         }
-        Ok(&self.logits)
+        Ok(())
     }
 
     /// Runs one batch step by step on a fresh timeline; `see` gets each step's index and the rows of every slot that it

@@ -1,18 +1,24 @@
 //! Which experts the router picks, and which of them are worth a place in fast memory.
 //!
-//! Everything here is a function of router picks alone: no I/O, no clock, no device. So the simulator that judges a policy
+//! The policy is a function of router picks alone: no I/O, no clock, no device. So the simulator that judges a policy
 //! (`replay`) and the engine that follows it run the same code, and their counters can be compared pick by pick. Times are
-//! counted in tokens. An expert is named by the ordinal of its mixture layer and its index in that layer.
+//! counted in tokens. An expert is named by the ordinal of its mixture layer and its index in that layer. What a model needs,
+//! what a machine has and what follows are in `shape`, `rig` and `cost`; only `disk` and `rates` touch the machine.
 
 mod belady;
+pub mod cost;
 mod csv;
+pub mod disk;
 mod guard;
 mod heat;
 mod mix;
 mod pager;
 mod policy;
+pub mod rates;
 mod replay;
+pub mod rig;
 mod score;
+pub mod shape;
 mod summary;
 mod trace;
 

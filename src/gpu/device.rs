@@ -37,7 +37,7 @@ pub enum GpuError {
 impl From<GpuError> for BackendError {
     fn from(e: GpuError) -> BackendError {
         match e {
-            GpuError::Lost { .. } => BackendError::Lost(e.to_string()),
+            GpuError::Lost { .. } | GpuError::OutOfMemory { .. } => BackendError::Lost(e.to_string()),
             e => BackendError::Device(e.to_string()),
         }
     }
@@ -106,12 +106,34 @@ pub struct Handicap {
     pub bounds_checks: bool,
 }
 
+/// How adapters are listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listing {
+    /// How often each is listed, which stands in for a machine with several GPUs.
+    pub copies: usize,
+    /// Whether `auto` uses software renderers.
+    pub software: bool,
+}
+
+impl Listing {
+    /// What RYND_GPU_COPIES and RYND_GPU_SOFTWARE say.
+    pub fn from_environment() -> Listing {
+        let copies = std::env::var("RYND_GPU_COPIES").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
+        Listing { copies: usize::clamp(copies, 1, 8), software: std::env::var_os("RYND_GPU_SOFTWARE").is_some() }
+    }
+}
+
 /// Bytes of one binding that every adapter we support has.
 const LEAST_BINDING_BYTES: u64 = 128 << 20;
 
 impl Devices {
-    /// Looks for adapters: Vulkan and Metal first, then those that only DirectX 12 knows.
+    /// The adapters, listed as the environment says.
     pub fn list() -> Devices {
+        Devices::list_as(Listing::from_environment())
+    }
+
+    /// Looks for adapters: Vulkan and Metal first, then those that only DirectX 12 knows.
+    pub fn list_as(listing: Listing) -> Devices {
         let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
         descriptor.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
         descriptor.flags = wgpu::InstanceFlags::empty();
@@ -130,8 +152,8 @@ impl Devices {
             if info.vendor != 0 && adapters.iter().any(|(other, _)| is_twin(&other.get_info())) {
                 continue;
             }
-            for _ in 0..copies() {
-                let report = report(adapters.len(), &adapter);
+            for _ in 0..listing.copies {
+                let report = report(adapters.len(), &adapter, listing.software);
                 adapters.push((adapter.clone(), report));
             }
         }
@@ -181,15 +203,11 @@ impl Devices {
 /// Keeps Mesa's layer that sorts devices by the display out of a process that has no display: it prints errors of its
 /// own. For the start of `main`, before any other thread runs.
 pub fn quiet_drivers() {
-    if cfg!(target_os = "linux") && std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+    let has_session = || std::env::var_os("XDG_RUNTIME_DIR").is_some_and(|dir| std::path::Path::new(&dir).is_dir());
+    if cfg!(target_os = "linux") && !has_session() {
         // SAFETY: the process has one thread, so nobody reads the environment meanwhile.
         unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
     }
-}
-
-/// How often each adapter is listed: RYND_GPU_COPIES stands in for a machine with several GPUs.
-fn copies() -> usize {
-    std::env::var("RYND_GPU_COPIES").ok().and_then(|n| n.parse().ok()).unwrap_or(1).clamp(1, 8)
 }
 
 fn rank(kind: wgpu::DeviceType) -> u8 {
@@ -202,7 +220,7 @@ fn rank(kind: wgpu::DeviceType) -> u8 {
     }
 }
 
-fn report(index: usize, adapter: &wgpu::Adapter) -> AdapterReport {
+fn report(index: usize, adapter: &wgpu::Adapter, software_too: bool) -> AdapterReport {
     let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
     let lacks = [
         (features.contains(wgpu::Features::IMMEDIATES) && limits.max_immediate_size >= 128, "has no immediates"),
@@ -232,7 +250,8 @@ fn report(index: usize, adapter: &wgpu::Adapter) -> AdapterReport {
             && matches!(info.device_type, wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::Cpu),
         max_binding_bytes: limits.max_storage_buffer_binding_size,
         max_buffer_bytes: limits.max_buffer_size,
-        memory_bytes: memory_bytes(adapter),
+        // A software renderer names a figure of its own; it takes what the machine has.
+        memory_bytes: if software { None } else { memory_bytes(adapter) },
         features: [
             ("subgroups", wgpu::Features::SUBGROUP),
             ("mappable memory", wgpu::Features::MAPPABLE_PRIMARY_BUFFERS),
@@ -241,7 +260,7 @@ fn report(index: usize, adapter: &wgpu::Adapter) -> AdapterReport {
         .map(|(name, feature)| (name, features.contains(feature)))
         .to_vec(),
         refused: (!missing.is_empty()).then(|| missing.join(", ")),
-        not_by_itself: (software && std::env::var_os("RYND_GPU_SOFTWARE").is_none())
+        not_by_itself: (software && !software_too)
             .then(|| "is a software renderer, slower than rynd's own CPU path".to_owned()),
         name: info.name,
     }

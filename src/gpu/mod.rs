@@ -27,7 +27,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub use counts::dispatches;
-pub use device::{AdapterReport, Counters, Device, Devices, GpuError, Handicap, quiet_drivers};
+pub use device::{AdapterReport, Counters, Device, Devices, GpuError, Handicap, Listing, quiet_drivers};
 pub use expert_slots::{ExpertUploader, NO_SLOT, SlotPool, Ticket, expert_slot_bytes};
 pub use layout::Layout;
 pub use ops::refusal;

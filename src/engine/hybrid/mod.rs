@@ -151,7 +151,7 @@ impl Hybrid {
 
     /// Before a run from the first step on.
     pub fn begin(&mut self, gpus: &mut [Gpu], env: &Env) -> Result<(), BackendError> {
-        let one = env.tokens.len() == 1;
+        let (decodes, one) = (!env.is_prompt(), env.tokens.len() == 1);
         let now = Instant::now();
         if let (Some(began), true) = (self.began.replace(now), one && !self.was_prompt) {
             self.judge((now - began).as_secs_f64());
@@ -159,13 +159,13 @@ impl Hybrid {
         if !one {
             self.began = None;
         }
-        if one && self.was_prompt {
+        if decodes && self.was_prompt {
             // What the prompt used goes into slots that are still empty.
             let scores = self.pager.scores().clone();
             let promotions = self.pager.fill(|entry| scores.crf(entry));
             self.send(promotions);
         }
-        self.was_prompt = !one;
+        self.was_prompt = !decodes;
         self.receive(self.options.probe.wait);
         self.write_maps(gpus)?;
         self.picked.iter_mut().for_each(Vec::clear);
@@ -284,7 +284,7 @@ impl Hybrid {
                 self.log(layer, log);
             }
         }
-        let prompt = t > 1;
+        let prompt = env.is_prompt();
         for token in 0..t {
             for (layer, found) in self.layers.iter().enumerate() {
                 let Some(Layer { used, .. }) = found else { continue };
@@ -299,10 +299,10 @@ impl Hybrid {
             }
             self.pager.end_token(prompt);
         }
-        self.token += u64::from(!prompt);
         if prompt {
             return Ok(());
         }
+        self.token += t as u64;
         if self.options.probe.churn {
             self.churn();
         }
