@@ -128,6 +128,20 @@ fn quantised_experts_of_several_layouts_equal_the_reference_with_f32_activations
     }
 }
 
+/// The pager's own policy over this part of all experts.
+fn simulation(part: f64) -> Setup {
+    Setup {
+        named: Named::CrfGate,
+        policy: Policy::default(),
+        pools: Pools::Global,
+        vram: Capacity::Fraction(part),
+        ram: None,
+        devices: 1,
+        seed: true,
+        speeds: Speeds { vram: 1e12, ram: 1e11, bus: 1e10, disk: 1e9, sync_s: 0.0 },
+    }
+}
+
 #[test]
 fn the_engine_counts_what_the_simulator_counts() {
     let model = "qwen3moe";
@@ -142,20 +156,34 @@ fn the_engine_counts_what_the_simulator_counts() {
         engine.finish_trace().unwrap();
         let counted = engine.expert_report().unwrap().counters;
         let trace = Trace::parse(&std::fs::read(&path).unwrap()).unwrap();
-        let setup = Setup {
-            named: Named::CrfGate,
-            policy: Policy::default(),
-            pools: Pools::Global,
-            vram: Capacity::Fraction(slots as f64 / all as f64),
-            ram: None,
-            devices: 1,
-            seed: true,
-            speeds: Speeds { vram: 1e12, ram: 1e11, bus: 1e10, disk: 1e9, sync_s: 0.0 },
-        };
-        let simulated = replay(&trace, &setup).window(Window::Decode);
+        let simulated = replay(&trace, &simulation(slots as f64 / all as f64)).window(Window::Decode);
         assert_eq!((counted.picks, counted.hits), (simulated.picks, simulated.hits), "{slots} slots");
         assert!(counted.hits > 0 && counted.hits < counted.picks);
     }
+}
+
+#[test]
+fn the_engine_counts_what_the_simulator_counts_on_a_model_of_the_users() {
+    let Some(model) = std::env::var_os("RYND_MOE_MODEL") else {
+        eprintln!("skipped: RYND_MOE_MODEL names no model");
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.trace");
+    let slots = 116;
+    let Some(config) = paged(&[slots], waiting()) else { return };
+    let config = EngineConfig { exact: false, context: Some(256), batch: 32, trace: Some(path.clone()), ..config };
+    let mut engine = Engine::load(Path::new(&model), &config).unwrap();
+    let prompt: Vec<u32> = (0..12).map(|i| 1000 + 37 * i).collect();
+    greedy(&mut engine, &prompt, 24);
+    engine.finish_trace().unwrap();
+    let report = engine.expert_report().unwrap();
+    let trace = Trace::parse(&std::fs::read(&path).unwrap()).unwrap();
+    let part = report.slots as f64 / report.experts as f64;
+    let simulated = replay(&trace, &simulation(part)).window(Window::Decode);
+    let found = report.counters.hits as f64 / report.counters.picks as f64;
+    println!("engine {:.2}%, simulator {:.2}%", 100.0 * found, 100.0 * simulated.hit_rate());
+    assert!((found - simulated.hit_rate()).abs() <= 0.005, "{report}: {simulated:?}");
 }
 
 #[test]

@@ -199,7 +199,7 @@ fn online(trace: &Trace, setup: &Setup, mut pager: Pager, tally: &mut Tally) {
         if was_prompt && !prompt {
             let scores = pager.scores().clone();
             let filled = pager.fill(|entry| scores.crf(entry));
-            tally.settle(&mut pager, &filled);
+            tally.fill(&mut pager, &filled);
         }
         was_prompt = prompt;
         for layer in 0..trace.header.layers.len() {
@@ -386,6 +386,14 @@ impl<'a> Tally<'a> {
                 }
             }
         }
+    }
+
+    /// What a prompt brings to empty slots counts with the prompt: no generated token pays for it.
+    fn fill(&mut self, pager: &mut Pager, moved: &[Promotion]) {
+        self.settle(pager, moved);
+        let filled = Measured { seconds_computed: 0.0, seconds_uploaded: 0.0, ..std::mem::take(&mut self.now) };
+        let prompt = self.windows.iter_mut().filter(|(window, _)| *window == Window::Prefill);
+        prompt.for_each(|(_, sum)| add(sum, &filled));
     }
 
     fn end_token(&mut self, token: usize) {
