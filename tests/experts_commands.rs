@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::path::Path;
 use std::process::{Command, Output};
 
 const QWEN: &str = "tests/fixtures/traces/qwen3-30b-a3b.csv.gz";
@@ -77,14 +76,8 @@ fn record_writes_a_trace_that_show_and_replay_read() {
     let model = "tests/fixtures/models/qwen3moe/model.gguf";
     let found =
         rynd(&["record", model, "-p", "def fib(n): return", "-n", "20", "--temp", "0", "-o", out, "--gpu", "off"]);
-    if !found.status.success() {
-        // The little models have no tokenizer: then the one clear error says so, and no file is left.
-        assert!(!Path::new(out).exists());
-        assert!(String::from_utf8_lossy(&found.stderr).contains("tokenizer"), "{found:?}");
-        return;
-    }
-    assert!(
-        text(&["show", out]).contains("20 generated tokens") || text(&["show", out]).contains("19 generated tokens")
-    );
+    assert!(found.status.success(), "{found:?}");
+    // The last token is sampled and not run.
+    assert!(text(&["show", out]).contains("19 generated tokens"));
     assert!(text(&["replay", out, "--vram", "25%"]).contains("belady"));
 }
