@@ -31,7 +31,7 @@ fn fifth_bits(q: __m256i, high: __m256i, k4: usize) -> __m256i {
     let copy = _mm256_set1_epi32(0x0101_0101 * (k4 as i32 / 2));
     let dwords = _mm256_setr_epi32(0, 0x0404_0404, 0x0808_0808, 0x0c0c_0c0c, 0, 0x0404_0404, 0x0808_0808, 0x0c0c_0c0c);
     let bits = _mm256_shuffle_epi8(high, _mm256_add_epi32(copy, dwords));
-    let bits = if k4 % 2 == 0 { _mm256_slli_epi16::<4>(bits) } else { bits };
+    let bits = if k4.is_multiple_of(2) { _mm256_slli_epi16::<4>(bits) } else { bits };
     let bits = _mm256_and_si256(bits, _mm256_set1_epi32(0x8040_2010_u32 as i32));
     _mm256_or_si256(q, _mm256_min_epu8(bits, _mm256_set1_epi8(16)))
 }

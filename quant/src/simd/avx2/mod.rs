@@ -7,6 +7,7 @@ mod blocks32;
 mod k_quants;
 mod tile;
 mod transpose;
+pub(crate) mod vector;
 
 use crate::acts::{ActKind, ActRow, Quantised};
 use crate::format::Format;
