@@ -15,6 +15,7 @@ mod interrupt;
 mod list;
 mod load;
 mod logits;
+mod lsp;
 mod man;
 mod memory;
 mod npy;
