@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -178,8 +178,8 @@ fn at((line, character): (u32, u32)) -> Value {
     json!({"line": line, "character": character})
 }
 
-/// What the one-shot command says to the same place.
-fn one_shot(arguments: &[&str]) -> String {
+/// What the one-shot command says to the same place, and its prompt's tokens.
+fn one_shot_and_cost(arguments: &[&str]) -> (Vec<String>, usize) {
     let output = Command::new(env!("CARGO_BIN_EXE_rynd"))
         .args(["complete", &model(), "--json", "-t", "1", "--suffix-tokens", "128"])
         .args(arguments)
@@ -187,7 +187,20 @@ fn one_shot(arguments: &[&str]) -> String {
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let found: Value = serde_json::from_slice(&output.stdout).unwrap();
-    found[0]["text"].as_str().unwrap().to_owned()
+    let texts = found.as_array().unwrap().iter().map(|c| c["text"].as_str().unwrap().to_owned());
+    let said = texts.filter(|text| !text.trim().is_empty()).collect();
+    (said, found[0]["prompt_tokens"].as_u64().unwrap() as usize)
+}
+
+/// The text alone; the tiny model must say something there.
+fn one_shot(arguments: &[&str]) -> String {
+    one_shot_and_cost(arguments).0.pop().expect("the tiny model says something here")
+}
+
+/// Tokens of a text.
+fn tokens(text: &str) -> usize {
+    let output = Command::new(env!("CARGO_BIN_EXE_rynd")).args(["tokenize", &model(), "-p", text]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().split_whitespace().count()
 }
 
 #[test]
@@ -219,7 +232,7 @@ fn a_session_begins_and_ends_as_the_protocol_says() {
 
 #[test]
 fn completions_after_edits_are_those_of_the_text_that_the_edits_make() {
-    for (encodings, columns) in [(json!(["utf-16"]), [9, 11]), (json!(["utf-8", "utf-16"]), [14, 16])] {
+    for (encodings, columns) in [(json!(["utf-16"]), [9, 11]), (json!(["utf-8", "utf-16"]), [13, 15])] {
         let initialize = json!({"capabilities": {"general": {"positionEncodings": encodings}}});
         let mut editor = Editor::ready(&["-n", "12"], initialize);
         let uri = "file:///nowhere/ç d.py";
@@ -229,8 +242,8 @@ fn completions_after_edits_are_those_of_the_text_that_the_edits_make() {
         editor.edit(uri, [(2, 11), (2, 12)], "x");
         let position = (1, columns[0] + 5);
         let found = editor.inline(1, uri, position);
-        let expected = one_shot(&["-n", "12", "--prefix", "def f(x):\n    ç𝄞é = x +", "--suffix", "1\n    return x\n"]);
-        assert!(!expected.is_empty(), "the tiny model says something here");
+        let expected =
+            one_shot(&["-n", "12", "--prefix", "def f(x):\n    ç𝄞é = x +", "--suffix", " 1\n    return x\n"]);
         assert_eq!(found, [expected], "{encodings}");
         assert_eq!(editor.finish(), Some(0));
     }
@@ -239,7 +252,7 @@ fn completions_after_edits_are_those_of_the_text_that_the_edits_make() {
 #[test]
 fn a_list_completes_the_word_at_the_cursor() {
     let mut editor = Editor::ready(&["-n", "6"], json!({"capabilities": {}}));
-    editor.open("file:///a.py", "é = ret");
+    editor.open("file:///a.py", "é = xyz");
     editor.ask(
         json!(1),
         "textDocument/completion",
@@ -247,21 +260,20 @@ fn a_list_completes_the_word_at_the_cursor() {
     );
     let answer = editor.answer(json!(1));
     assert_eq!(answer["isIncomplete"], true);
-    let text = format!("ret{}", one_shot(&["-n", "6", "--prefix", "é = ret", "--suffix", ""]));
-    assert_ne!(text, "ret");
+    let text = format!("xyz{}", one_shot(&["-n", "6", "--prefix", "é = xyz", "--suffix", ""]));
     let item = &answer["items"][0];
     assert_eq!(item["textEdit"], json!({"range": {"start": at((0, 4)), "end": at((0, 7))}, "newText": text}));
     assert_eq!(item["filterText"], text.as_str());
     // The ghost text of the same place comes without work, and goes on from an entry that is selected in the list.
     let ghost = editor.inline(2, "file:///a.py", (0, 7));
-    assert_eq!(format!("ret{}", ghost[0]), text);
-    let selected = json!({"range": {"start": at((0, 4)), "end": at((0, 7))}, "text": "retx"});
+    assert_eq!(format!("xyz{}", ghost[0]), text);
+    let selected = json!({"range": {"start": at((0, 4)), "end": at((0, 7))}, "text": "xyzx"});
     let context = json!({"triggerKind": 1, "selectedCompletionInfo": selected});
     let params = json!({"textDocument": {"uri": "file:///a.py"}, "position": at((0, 7)), "context": context});
     editor.ask(json!(3), "textDocument/inlineCompletion", params);
     let answer = editor.answer(json!(3));
-    let after = one_shot(&["-n", "6", "--prefix", "é = retx", "--suffix", ""]);
-    assert_eq!(answer["items"][0]["insertText"], format!("retx{after}"));
+    let after = one_shot(&["-n", "6", "--prefix", "é = xyzx", "--suffix", ""]);
+    assert_eq!(answer["items"][0]["insertText"], format!("xyzx{after}"));
     assert_eq!(answer["items"][0]["range"], json!({"start": at((0, 4)), "end": at((0, 7))}));
     assert_eq!(editor.finish(), Some(0));
 }
@@ -304,11 +316,14 @@ fn a_newer_request_takes_the_place_of_one_that_runs_or_waits() {
     for id in 1..=3 {
         editor.ask_inline(json!(id), "file:///a", (0, id));
     }
-    for id in [1, 2] {
-        let (code, message) = editor.error(json!(id));
-        assert!(code == -32800 && message.contains("superseded"), "{message}");
+    // The one that runs notices when its token is done, so the order is open.
+    let mut answers: Vec<Value> = (0..3).map(|_| editor.messages.recv_timeout(PATIENCE).unwrap()).collect();
+    answers.sort_by_key(|answer| answer["id"].as_u64());
+    for answer in &answers[..2] {
+        let (code, message) = (&answer["error"]["code"], answer["error"]["message"].to_string());
+        assert!(*code == -32800 && message.contains("superseded"), "{answer}");
     }
-    let answer = editor.answer(json!(3));
+    let answer = &answers[2]["result"];
     let text = answer["items"][0]["insertText"].as_str().unwrap();
     assert!(text.starts_with("aaa") && text.len() < most, "the time was over: {} characters", text.len());
     // A list's request leaves the ghost text's alone.
@@ -343,11 +358,11 @@ fn a_keystroke_computes_the_text_behind_the_cursor_and_little_else() {
     assert!(prompt > 150, "{prompt}");
 
     // A key that was not proposed: the end of the prefix, the suffix and the two tokens around it.
-    let suffix = 12;
+    let suffix = tokens("x = 1\nprint(x)\n");
     editor.edit("file:///a.py", [(line, 0), (line, 0)], "z");
     editor.inline(2, "file:///a.py", (line, 1));
     let ([prompt, computed, _], _) = editor.cost(2);
-    assert!(computed <= suffix + 2 + 2, "{computed} of {prompt}");
+    assert!(suffix + 2 < computed && computed <= suffix + 2 + 2, "{computed} of {prompt}");
 
     // A key that was: no work at all.
     editor.edit("file:///a.py", [(line, 1), (line, 1)], "aa");
@@ -376,7 +391,7 @@ fn files_of_the_workspace_go_into_the_prompt_as_they_are_open() {
     let ([with_context, ..], _) = editor.cost(1);
     let (file, repo) = (root.join("inner/main.py").display().to_string(), root.join("inner").display().to_string());
     let place = ["-n", "6", "--file", &file, "--line", "3", "--repo", &repo];
-    assert_eq!(found, [one_shot(&place)]);
+    assert_eq!((found, with_context), one_shot_and_cost(&place));
 
     // Outside of the folders there is no context; so the prompt is shorter.
     editor.tell(
@@ -439,18 +454,11 @@ fn a_client_that_misbehaves_is_told_so_and_served_on() {
 }
 
 #[test]
-fn the_server_ends_with_its_input_and_starts_only_with_a_model_that_can_fill_in() {
+fn the_server_ends_with_its_input() {
     let mut editor = Editor::ready(&ENDLESS, json!({"capabilities": {}}));
     editor.open("file:///a", "x");
     editor.ask_inline(json!(1), "file:///a", (0, 1));
     let Editor { mut child, stdin, .. } = editor;
     drop(stdin);
     assert_eq!(child.wait().unwrap().code(), Some(1));
-
-    let without = model().replace("qwen2", "gemma3");
-    let output = Command::new(env!("CARGO_BIN_EXE_rynd")).args(["complete", &without, "--stdio"]).output().unwrap();
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("fill-in-the-middle"), "{stderr}");
-    assert!(output.stdout.is_empty());
 }

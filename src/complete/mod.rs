@@ -100,13 +100,20 @@ impl Completer {
         let limits = Limits { tokens: Some(options.max_tokens), ..Limits::default() };
         let mut text = String::new();
         let mut ended = false;
+        let late = || options.time.is_some_and(|time| start.elapsed() > time);
         let summary = generate(engine, &mut self.session, tokenizer, &mut sampler, &ids, &limits, |event| {
-            if let Event::Text(new) = event {
-                text.push_str(new);
-                ended = ends.find(&text).is_some();
+            let mut over = cancelled();
+            match event {
+                // Its text is still to come.
+                Event::Token(_) => {}
+                Event::Prefill { .. } => over |= late(),
+                Event::Text(new) => {
+                    text.push_str(new);
+                    ended = ends.find(&text).is_some();
+                    over |= ended || late();
+                }
             }
-            let late = options.time.is_some_and(|time| start.elapsed() > time);
-            if ended || late || cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if over { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
         Ok(Completion {
             text: ends.finish(&text),

@@ -19,6 +19,8 @@ pub struct ContextFile {
 const MAX_BYTES: u64 = 64 << 10;
 /// Files looked at; a repository beyond that is cut off in path order.
 const MAX_FILES: usize = 2_000;
+/// Entries walked over to find them.
+const MAX_ENTRIES: usize = 50_000;
 /// Bytes around the cursor whose identifiers count.
 const NEAR: usize = 4 << 10;
 
@@ -30,6 +32,7 @@ pub fn relevant(root: &Path, open: &Path, prefix: &str, suffix: &str, bytes: usi
     let mut walk: Vec<PathBuf> = ignore::WalkBuilder::new(root)
         .sort_by_file_path(|a, b| a.cmp(b))
         .build()
+        .take(MAX_ENTRIES)
         .filter_map(Result::ok)
         .filter(|entry| entry.file_type().is_some_and(|kind| kind.is_file()))
         .filter(|entry| entry.metadata().is_ok_and(|meta| meta.len() <= MAX_BYTES))
