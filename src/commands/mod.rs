@@ -17,6 +17,7 @@ mod interrupt;
 mod list;
 mod load;
 mod logits;
+mod lsp;
 mod man;
 mod memory;
 mod npy;
