@@ -8,6 +8,7 @@ mod bench;
 mod chat;
 mod complete;
 mod completions;
+mod counters;
 mod devices;
 mod gpu;
 mod eval;
