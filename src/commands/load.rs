@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use clap::builder::RangedU64ValueParser;
 use serde_json::{Map, Value as Json};
 
+use super::gpu::{self, GpuFlags};
 use super::obtain;
 use crate::backend::KvFormat;
 use crate::catalog::Catalog;
@@ -52,6 +53,7 @@ impl ModelArg {
 /// Prepares to run the model in an open file.
 pub fn start(gguf: Gguf, config: &EngineConfig) -> Result<Engine> {
     let engine = Engine::new(gguf, config)?;
+    gpu::tell(&engine);
     let trained = engine.plan().context;
     if engine.context() > trained {
         // A lost warning is no reason to fail.
@@ -133,12 +135,22 @@ pub struct ComputeFlags {
     /// Base of the rotary frequencies instead of the file's
     #[arg(long, value_name = "BASE")]
     pub rope_base: Option<f32>,
+    #[command(flatten)]
+    pub gpu: GpuFlags,
 }
 
 impl ComputeFlags {
     /// As the engine wants it, threads and context left open.
     pub fn config(&self) -> EngineConfig {
-        EngineConfig { batch: self.batch, kv: self.kv, exact: self.exact, rope: self.rope(), ..EngineConfig::default() }
+        EngineConfig {
+            batch: self.batch,
+            kv: self.kv,
+            exact: self.exact,
+            rope: self.rope(),
+            gpu: self.gpu.options(self.exact),
+            notice: gpu::notice,
+            ..EngineConfig::default()
+        }
     }
 
     /// The rope flags.

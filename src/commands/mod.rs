@@ -7,6 +7,8 @@ mod bandwidth;
 mod bench;
 mod complete;
 mod completions;
+mod devices;
+mod gpu;
 mod imatrix;
 mod input;
 mod inspect;
@@ -56,6 +58,7 @@ enum Command {
     List(list::Arguments),
     Rm(rm::Arguments),
     Inspect(inspect::Arguments),
+    Devices(devices::Arguments),
     Bench(bench::Arguments),
     Perplexity(perplexity::Arguments),
     Quantize(quantize::Arguments),
@@ -69,6 +72,7 @@ enum Command {
 /// Runs the command.
 pub fn run(cli: Cli) -> Result<ExitCode> {
     rynd_quant::Kernels::from_env()?;
+    crate::engine::quiet_drivers();
     match cli.command {
         Command::Run(arguments) => run::run(&arguments),
         Command::Complete(arguments) => complete::run(&arguments),
@@ -76,6 +80,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::List(arguments) => list::run(&arguments),
         Command::Rm(arguments) => rm::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Devices(arguments) => devices::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Perplexity(arguments) => perplexity::run(&arguments),
         Command::Quantize(arguments) => quantize::run(&arguments),

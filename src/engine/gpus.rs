@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use super::{EngineConfig, EngineError};
 use crate::backend::KvFormat;
-use crate::gpu::{AdapterReport, Devices, Gpu, GpuConfig, GpuError, Handicap, refusal, room};
-use crate::plan::{KvId, PAGE_TOKENS, Plan, Room, Side, Sides, WeightId, place};
+use crate::gpu::{AdapterReport, Devices, Gpu, GpuConfig, GpuError, Handicap, dispatches, refusal, room};
+use crate::plan::{KvId, Op, PAGE_TOKENS, Plan, Room, Side, Sides, Step, WeightId, place};
 use crate::weights::Weights;
 
 /// Which GPUs may be used.
@@ -48,6 +48,36 @@ pub struct Outline {
     devices: Option<Devices>,
 }
 
+/// What one GPU holds of a loaded model.
+#[derive(Clone, Debug)]
+pub struct GpuShare {
+    /// Of `rynd devices`.
+    pub index: usize,
+    pub name: String,
+    /// Layers, the head counted as one.
+    pub layers: usize,
+    /// Of all its buffers: weights, caches, activations.
+    pub bytes: u64,
+    pub budget: Option<u64>,
+}
+
+impl GpuShare {
+    /// Of the GPU of this side.
+    pub(super) fn new(plan: &Plan, side: Side, gpu: &Gpu, budget: Option<u64>) -> GpuShare {
+        let here = |layer: Option<u32>| plan.steps.iter().any(|step| step.layer == layer && step.side == side);
+        let layers = (0..plan.layers as u32).filter(|&layer| here(Some(layer))).count();
+        let head = plan.steps.last().is_some_and(|step| step.side == side);
+        let report = gpu.device().report();
+        GpuShare {
+            index: report.index,
+            name: report.name.clone(),
+            layers: layers + usize::from(head),
+            bytes: gpu.device().allocated_bytes(),
+            budget,
+        }
+    }
+}
+
 /// Sizes of a loaded model.
 #[derive(Clone, Copy, Debug)]
 pub struct Sizes {
@@ -77,6 +107,8 @@ impl Outline {
         let gpu = &config.gpu;
         let devices = match &gpu.choice {
             GpuChoice::Off => return Ok(Outline::cpu(plan.clone())),
+            // Inputs are observed where the CPU computes.
+            GpuChoice::Auto if config.observe_inputs => return Ok(Outline::cpu(plan.clone())),
             GpuChoice::Auto | GpuChoice::These(_) => Devices::list(),
         };
         let indices = match &gpu.choice {
@@ -104,6 +136,26 @@ impl Outline {
             budgets: budgets.into_iter().take(used).collect(),
             devices: Some(devices),
         })
+    }
+
+    /// Of a move, the side it comes from.
+    pub fn moved_from(&self, step: usize) -> Option<Side> {
+        let Op::Move { slot } = self.plan.steps[step].op else { return None };
+        let mut before = self.plan.steps[..step].iter().rev();
+        let written = |s: &&Step| !matches!(s.op, Op::Move { .. }) && s.op.writes().contains(&slot);
+        before.find(written).map(|step| step.side)
+    }
+
+    /// Dispatches of a step for one token in a context of so many tokens; 0 on the CPU.
+    pub fn dispatches(&self, step: usize, context: usize) -> usize {
+        let step = &self.plan.steps[step];
+        match step.side {
+            Side::Cpu => 0,
+            Side::Gpu(gpu) => {
+                let adapter = &self.adapters[gpu as usize];
+                dispatches(&self.plan, &step.op, adapter.bank_bytes(), context.div_ceil(PAGE_TOKENS))
+            }
+        }
     }
 
     /// Opens the devices and uploads the weights.

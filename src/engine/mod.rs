@@ -12,7 +12,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-pub use gpus::{GpuChoice, GpuOptions, Outline};
+pub use gpus::{GpuChoice, GpuOptions, GpuShare, Outline};
 pub use session::{Session, Wanted};
 pub use split::Split;
 
@@ -20,12 +20,11 @@ use self::gpus::Sizes;
 use crate::backend::{Backend, BackendError, Env, KvFormat, Token};
 use crate::cpu::{Cpu, CpuConfig, InputSums};
 use crate::gguf::{Gguf, GgufError};
-pub use crate::gpu::Gpu;
 use crate::gpu::GpuError;
-pub use crate::gpu::{AdapterReport, Counters, Devices};
-
+pub use crate::gpu::{AdapterReport, Counters, Devices, Gpu, Times, quiet_drivers};
 use crate::models::{self, RopeOverride};
-use crate::plan::{PAGE_TOKENS, Plan, PlanError, Slot};
+pub use crate::plan::Side;
+use crate::plan::{Op, PAGE_TOKENS, Plan, PlanError, Slot};
 use crate::weights::Weights;
 
 /// Why a model can not be loaded or run.
@@ -61,10 +60,7 @@ impl EngineError {
     fn is_of_gpu(&self) -> bool {
         matches!(
             self,
-            EngineError::Gpu(_)
-                | EngineError::LayersDoNotFit { .. }
-                | EngineError::ObservedOnGpu
-                | EngineError::Backend(BackendError::Lost(_))
+            EngineError::Gpu(_) | EngineError::LayersDoNotFit { .. } | EngineError::Backend(BackendError::Lost(_))
         )
     }
 }
@@ -132,6 +128,9 @@ pub struct Engine {
     batch: usize,
     threads: usize,
     logits: Vec<f32>, // (r, vocab) of the last run
+    config: EngineConfig,
+    /// Rises when executors were replaced and what they cached is gone.
+    epoch: u32,
     input_sums: Option<Arc<InputSums>>,
 }
 
@@ -143,6 +142,9 @@ impl Engine {
 
     /// Prepares to run the model in an open file.
     pub fn new(gguf: Gguf, config: &EngineConfig) -> Result<Engine, EngineError> {
+        if config.observe_inputs && matches!(config.gpu.choice, GpuChoice::These(_)) {
+            return Err(EngineError::ObservedOnGpu);
+        }
         let plan = models::plan(&gguf, &config.rope)?;
         let (plan, backend, input_sums) = match Engine::backend(&gguf, Outline::new(&plan, config), config) {
             Ok(made) => made,
@@ -163,6 +165,8 @@ impl Engine {
             batch,
             threads: config.threads(),
             logits: vec![],
+            config: config.clone(),
+            epoch: 0,
             input_sums,
         })
     }
@@ -190,9 +194,6 @@ impl Engine {
         let Sizes { batch, pages, kv } = Sizes::new(&plan, config);
         let weights = Weights::new(gguf.clone(), Arc::clone(&plan));
         let gpus = outline.open(&weights, config)?;
-        if config.observe_inputs && !gpus.is_empty() {
-            return Err(EngineError::ObservedOnGpu);
-        }
         let cpu_config = CpuConfig { threads: config.threads(), batch, pages, kv, exact: config.exact };
         let mut cpu = Cpu::new(weights, &cpu_config)?;
         let input_sums = config.observe_inputs.then(|| Arc::new(InputSums::new(&plan)));
@@ -205,6 +206,30 @@ impl Engine {
     /// The GPUs that are in use.
     pub fn gpus(&self) -> &[Gpu] {
         self.backend.gpus()
+    }
+
+    /// What each GPU holds.
+    pub fn gpu_shares(&self) -> Vec<GpuShare> {
+        let gpus = (0..).zip(self.gpus());
+        gpus.map(|(side, gpu)| GpuShare::new(&self.plan, Side::Gpu(side), gpu, self.config.gpu.memory)).collect()
+    }
+
+    /// Goes on without GPUs after one was lost, where they were nobody's explicit choice; else returns the error.
+    fn leave_gpus(&mut self, e: EngineError) -> Result<(), EngineError> {
+        let lost = matches!(e, EngineError::Backend(BackendError::Lost(_)));
+        if !lost || self.config.gpu.choice != GpuChoice::Auto || self.gpus().is_empty() {
+            return Err(e);
+        }
+        (self.config.notice)(&format!("going on with the CPU: {e}"));
+        let outline = Outline::cpu(models::plan(&self.gguf, &self.config.rope)?);
+        (self.plan, self.backend, self.input_sums) = Engine::backend(&self.gguf, Ok(outline), &self.config)?;
+        self.epoch += 1;
+        Ok(())
+    }
+
+    /// Times every kernel from now on, or no longer; false where a GPU has no timestamps.
+    pub fn time_kernels(&mut self, on: bool) -> bool {
+        self.backend.gpus_mut().iter_mut().all(|gpu| gpu.time_kernels(on))
     }
 
     /// Starts counting anew on all GPUs.
@@ -278,7 +303,9 @@ impl Engine {
                 result = Err(e.into());
                 break;
             }
-            for slot in self.plan.steps[at].op.writes() {
+            // A value on its way is the same on both sides.
+            let moved = matches!(self.plan.steps[at].op, Op::Move { .. });
+            for slot in self.plan.steps[at].op.writes().into_iter().filter(|_| !moved) {
                 values.resize(ids.len() * self.plan.slot(slot).width, 0.0);
                 if let Err(e) = self.backend.read(slot, &mut values) {
                     result = Err(e.into());

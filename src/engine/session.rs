@@ -20,6 +20,8 @@ pub enum Wanted {
 pub struct Session {
     ids: Vec<u32>,
     pages: Vec<u32>,
+    /// The engine's, when what the pages hold was computed.
+    epoch: u32,
 }
 
 impl Session {
@@ -84,6 +86,7 @@ impl Session {
         if tokens > engine.context {
             return Err(EngineError::ContextFull { tokens, context: engine.context });
         }
+        self.refresh(engine)?;
         let mut done = 0;
         for batch in new.chunks(engine.batch) {
             let end = self.ids.len() + batch.len();
@@ -98,13 +101,34 @@ impl Session {
                 Wanted::Last if last => vec![batch.len() as u32 - 1],
                 Wanted::Last => vec![],
             };
-            let logits = engine.forward(&Env { tokens: &run, rows: &rows, pages: &[&self.pages] })?;
+            if let Err(e) = engine.forward(&Env { tokens: &run, rows: &rows, pages: &[&self.pages] }) {
+                // A lost GPU took the cache with it: without it, all is computed anew.
+                engine.leave_gpus(e)?;
+                self.refresh(engine)?;
+                engine.forward(&Env { tokens: &run, rows: &rows, pages: &[&self.pages] })?;
+            }
+            let logits = &engine.logits[..];
             done += batch.len();
             self.ids.extend_from_slice(batch);
             if see(done, logits).is_break() && !last {
                 return Err(EngineError::Interrupted);
             }
         }
+        Ok(())
+    }
+
+    /// Computes again what an executor that is gone had cached.
+    fn refresh(&mut self, engine: &mut Engine) -> Result<(), EngineError> {
+        if self.epoch == engine.epoch {
+            return Ok(());
+        }
+        for (i, batch) in self.ids.chunks(engine.batch).enumerate() {
+            let start = i * engine.batch;
+            let run: Vec<Token> =
+                batch.iter().enumerate().map(|(i, &id)| Token { id, seq: 0, pos: (start + i) as u32 }).collect();
+            engine.forward(&Env { tokens: &run, rows: &[], pages: &[&self.pages] })?;
+        }
+        self.epoch = engine.epoch;
         Ok(())
     }
 }

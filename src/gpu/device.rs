@@ -58,7 +58,7 @@ pub struct Counters {
 }
 
 /// An adapter as `rynd devices` shows it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize)]
 pub struct AdapterReport {
     pub index: usize,
     pub name: String,
@@ -79,6 +79,13 @@ pub struct AdapterReport {
     pub refused: Option<String>,
     /// Why `auto` leaves it alone although it could be used.
     pub not_by_itself: Option<String>,
+}
+
+impl AdapterReport {
+    /// Bytes of a matrix that are bound at once, at most.
+    pub fn bank_bytes(&self) -> u64 {
+        self.max_binding_bytes.min(self.max_buffer_bytes).min(i32::MAX as u64)
+    }
 }
 
 /// All adapters of the machine.
@@ -171,6 +178,15 @@ impl Devices {
     }
 }
 
+/// Keeps Mesa's layer that sorts devices by the display out of a process that has no display: it prints errors of its
+/// own. For the start of `main`, before any other thread runs.
+pub fn quiet_drivers() {
+    if cfg!(target_os = "linux") && std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+        // SAFETY: the process has one thread, so nobody reads the environment meanwhile.
+        unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
+    }
+}
+
 /// How often each adapter is listed: RYND_GPU_COPIES stands in for a machine with several GPUs.
 fn copies() -> usize {
     std::env::var("RYND_GPU_COPIES").ok().and_then(|n| n.parse().ok()).unwrap_or(1).clamp(1, 8)
@@ -225,7 +241,8 @@ fn report(index: usize, adapter: &wgpu::Adapter) -> AdapterReport {
         .map(|(name, feature)| (name, features.contains(feature)))
         .to_vec(),
         refused: (!missing.is_empty()).then(|| missing.join(", ")),
-        not_by_itself: software.then(|| "is a software renderer, slower than rynd's own CPU path".to_owned()),
+        not_by_itself: (software && std::env::var_os("RYND_GPU_SOFTWARE").is_none())
+            .then(|| "is a software renderer, slower than rynd's own CPU path".to_owned()),
         name: info.name,
     }
 }
@@ -256,6 +273,7 @@ struct Inner {
     staging: bool,
     binding_bytes: u64,
     bounds_checks: bool,
+    timestamps: bool,
     budget: Option<u64>,
     allocated: AtomicU64,
     failure: Arc<Mutex<Option<String>>>,
@@ -278,8 +296,10 @@ impl Device {
         if !staging {
             wanted |= wgpu::Features::MAPPABLE_PRIMARY_BUFFERS;
         }
+        let timestamps = adapter.features() & wgpu::Features::TIMESTAMP_QUERY;
+        wanted |= timestamps;
         let limits = adapter.limits();
-        let largest = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(i32::MAX as u64);
+        let largest = report.bank_bytes();
         let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
             label: None,
             required_features: wanted,
@@ -310,6 +330,7 @@ impl Device {
             staging,
             binding_bytes: handicap.binding_bytes.map_or(largest, |bytes| bytes.min(largest)),
             bounds_checks: handicap.bounds_checks,
+            timestamps: !timestamps.is_empty(),
             budget: memory,
             allocated: AtomicU64::new(0),
             failure,
@@ -342,6 +363,17 @@ impl Device {
     /// Whether weights go through staging buffers; else they are written where they stay.
     pub(super) fn stages(&self) -> bool {
         self.0.staging
+    }
+
+    pub(super) fn has_timestamps(&self) -> bool {
+        self.0.timestamps
+    }
+
+    /// Makes the device fail from now on, as a crashed driver does.
+    pub fn lose(&self) {
+        let message = "it was given up on request".to_owned();
+        self.0.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(message);
+        self.0.device.destroy();
     }
 
     pub(super) fn checks_bounds(&self) -> bool {
@@ -384,6 +416,23 @@ impl Device {
 
     pub(super) fn lost(&self, message: String) -> GpuError {
         GpuError::Lost { adapter: self.0.report.name.clone(), message }
+    }
+
+    /// Memory of the host that values are read back through; no budget is asked.
+    pub(super) fn host_buffer(&self, bytes: u64) -> Result<wgpu::Buffer, GpuError> {
+        let scope = self.0.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let buffer = self.0.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("values on the host"),
+            size: bytes.next_multiple_of(16).max(16),
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        if pollster::block_on(scope.pop()).is_some() {
+            let what = "reading values back".to_owned();
+            return Err(GpuError::OutOfMemory { adapter: self.0.report.name.clone(), what, bytes });
+        }
+        self.check()?;
+        Ok(buffer)
     }
 
     /// A buffer within the budget and the device's memory.

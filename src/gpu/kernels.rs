@@ -131,6 +131,16 @@ impl Kernel {
         files
     }
 
+    /// The op file's name, and the format it decodes: "matvec q4_k".
+    pub fn name(self) -> String {
+        let file = self.files()[0];
+        let op = file.strip_prefix("op/").and_then(|file| file.strip_suffix(".wgsl")).unwrap_or(file);
+        match self.format() {
+            Some(format) => format!("{op} {}", format.name().to_lowercase()),
+            None => op.to_owned(),
+        }
+    }
+
     /// The whole WGSL text.
     pub fn assemble(self) -> Assembled {
         assemble(self.files())

@@ -6,6 +6,7 @@
 //! One `Gpu` is one device and one side of a plan; several may be open on one adapter. It knows no architecture, and
 //! refuses by `refusal` what it can not run: placement leaves that on the CPU.
 
+mod counts;
 mod device;
 mod expert_slots;
 pub mod kernels;
@@ -17,6 +18,7 @@ pub mod room;
 mod run;
 pub mod shaders;
 mod slots;
+mod timer;
 mod upload;
 mod vectors;
 
@@ -24,14 +26,17 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-pub use device::{AdapterReport, Counters, Device, Devices, GpuError, Handicap};
+pub use counts::dispatches;
+pub use device::{AdapterReport, Counters, Device, Devices, GpuError, Handicap, quiet_drivers};
 pub use expert_slots::{ExpertUploader, NO_SLOT, SlotPool, Ticket, expert_slot_bytes};
 pub use layout::Layout;
 pub use ops::refusal;
+pub use timer::Times;
 
 use self::expert_slots::Pool;
 use self::ops::{Adder, KvBuffers, Prepared, Setup, TileSets};
 use self::slots::{Slots, values_bytes};
+use self::timer::Timer;
 use self::vectors::Vectors;
 use crate::backend::{Backend, BackendError, Env, KvFormat};
 use crate::plan::{Op, Plan, Side, Slot};
@@ -69,6 +74,7 @@ pub struct Gpu {
     adds: Vec<Slot>, // rows of the host that the next submission adds
     pad: run::Scratchpad,
     counters: Counters,
+    timer: Option<Timer>,
     uploaded_bytes: u64,
 }
 
@@ -162,6 +168,7 @@ impl Gpu {
             adds: vec![],
             pad: run::Scratchpad::default(),
             counters: Counters::default(),
+            timer: None,
             uploaded_bytes,
             plan,
         })
@@ -175,6 +182,17 @@ impl Gpu {
     /// Starts counting anew.
     pub fn reset_counters(&mut self) {
         self.counters = Counters::default();
+    }
+
+    /// Times every kernel from now on, or no longer; false where the device has no timestamps.
+    pub fn time_kernels(&mut self, on: bool) -> bool {
+        self.timer = if on { Timer::new(&self.device) } else { None };
+        self.timer.is_some() == on
+    }
+
+    /// What every kernel took since `time_kernels(true)`, the longest first.
+    pub fn times(&self) -> Vec<Times> {
+        self.timer.as_ref().map(Timer::times).unwrap_or_default()
     }
 
     /// The device.

@@ -14,9 +14,9 @@ use std::sync::Arc;
 use rynd_quant::Format;
 
 pub(super) use add::Adder;
-pub(super) use attention::{Attention, KvBuffers, RopeStore, TileSets, page_bytes};
+pub(super) use attention::{Attention, KvBuffers, RopeStore, TileSets, dispatches as attention_dispatches, page_bytes};
 pub(super) use dense::{Embed, Gated, Linear, NormStep, TakeRows};
-pub(super) use experts::{ExpertWeights, Experts, Router};
+pub(super) use experts::{BANKS as EXPERT_BANKS, ExpertWeights, Experts, Router};
 
 use super::device::{Device, GpuError};
 use super::expert_slots::Pool;

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 
 use super::device::{Counters, Device, GpuError};
 use super::kernels::{Access, Kernel, Overrides};
+use super::timer::Timer;
 
 /// Bytes of parameters that every adapter has.
 const IMMEDIATE_BYTES: u32 = 64;
@@ -23,15 +24,18 @@ pub(super) struct Pipelines {
 
 /// A dispatch made ready at load. `P` is what the shader calls `Params`.
 pub(super) struct Call<P> {
+    kernel: Kernel,
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
     pub params: P,
 }
 
-/// Records dispatches of one run into one pass.
+/// Records dispatches of one submission into one pass; with a timer, each into a pass of its own.
 pub(super) struct Recorder<'a> {
-    pub pass: wgpu::ComputePass<'static>,
-    pub counters: &'a mut Counters,
+    encoder: &'a mut wgpu::CommandEncoder,
+    pass: Option<wgpu::ComputePass<'static>>,
+    counters: &'a mut Counters,
+    timer: Option<&'a mut Timer>,
 }
 
 impl Pipelines {
@@ -159,11 +163,19 @@ impl Device {
             entries: &entries,
         });
         self.check()?;
-        Ok(Call { pipeline, bind_group, params })
+        Ok(Call { kernel, pipeline, bind_group, params })
     }
 }
 
-impl Recorder<'_> {
+impl<'a> Recorder<'a> {
+    pub(super) fn new(
+        encoder: &'a mut wgpu::CommandEncoder,
+        counters: &'a mut Counters,
+        timer: Option<&'a mut Timer>,
+    ) -> Recorder<'a> {
+        Recorder { encoder, pass: None, counters, timer }
+    }
+
     /// Records one dispatch with these parameters; `weight_bytes` is what it reads of weights.
     pub(super) fn dispatch<P: bytemuck::NoUninit>(
         &mut self,
@@ -175,10 +187,20 @@ impl Recorder<'_> {
         if groups.contains(&0) {
             return;
         }
-        self.pass.set_pipeline(&call.pipeline);
-        self.pass.set_bind_group(0, &call.bind_group, &[]);
-        self.pass.set_immediates(0, bytemuck::bytes_of(params));
-        self.pass.dispatch_workgroups(groups[0] as u32, groups[1] as u32, groups[2] as u32);
+        let each_alone = self.timer.is_some();
+        if self.pass.is_none() || each_alone {
+            let timed = self.timer.as_mut().and_then(|timer| timer.next(call.kernel));
+            // The pass before ends here.
+            self.pass = None;
+            let descriptor = wgpu::ComputePassDescriptor { label: None, timestamp_writes: timed };
+            self.pass = Some(self.encoder.begin_compute_pass(&descriptor).forget_lifetime());
+            self.counters.passes += 1;
+        }
+        let Some(pass) = &mut self.pass else { return };
+        pass.set_pipeline(&call.pipeline);
+        pass.set_bind_group(0, &call.bind_group, &[]);
+        pass.set_immediates(0, bytemuck::bytes_of(params));
+        pass.dispatch_workgroups(groups[0] as u32, groups[1] as u32, groups[2] as u32);
         self.counters.dispatches += 1;
         self.counters.weight_bytes += weight_bytes;
     }

@@ -103,8 +103,7 @@ impl Gpu {
                 tiles: &self.pad.tiles,
                 angles: &self.pad.angles_at,
             };
-            let pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()).forget_lifetime();
-            let mut recorder = Recorder { pass, counters: &mut self.counters };
+            let mut recorder = Recorder::new(&mut encoder, &mut self.counters, self.timer.as_mut());
             for slot in self.adds.drain(..) {
                 self.adders[&slot].record(&mut recorder, self.pad.tokens);
             }
@@ -117,7 +116,6 @@ impl Gpu {
                 }
             }
             drop(recorder);
-            self.counters.passes += 1;
             for (slot, all, host) in &copies {
                 let (view, buffer) = self.slots.of(*slot);
                 let row_bytes = (view.stride * 4) as u64;
@@ -128,11 +126,17 @@ impl Gpu {
                 }
             }
         }
+        if let Some(timer) = &mut self.timer {
+            timer.resolve(&mut encoder);
+        }
         let mapped: Vec<_> = copies.iter().map(|(_, _, host)| map_on_submit(&encoder, host)).collect();
         let submission = self.device.queue().submit([encoder.finish()]);
         self.counters.submits += 1;
         for ((slot, rows, host), mapped) in copies.into_iter().zip(mapped) {
             self.pending.push(ReadBack { slot, rows, host, submission: submission.clone(), mapped });
+        }
+        if let Some(timer) = &mut self.timer {
+            timer.collect(&self.device, submission)?;
         }
         self.device.check()?;
         Ok(())
@@ -144,8 +148,7 @@ impl Gpu {
         if let Some((at, _)) = fits.min_by_key(|(_, buffer)| buffer.size()) {
             return Ok(self.spare.swap_remove(at));
         }
-        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        self.device.buffer("values on the host", bytes, usage, false)
+        self.device.host_buffer(bytes)
     }
 
     /// Keeps a host buffer for the next time; of too many, the smallest goes.
@@ -155,7 +158,7 @@ impl Gpu {
         if self.spare.len() > SPARE_BUFFERS
             && let Some(at) = (0..self.spare.len()).min_by_key(|&i| self.spare[i].size())
         {
-            self.device.forget(&self.spare.swap_remove(at));
+            self.spare.swap_remove(at);
         }
     }
 
@@ -343,7 +346,6 @@ fn forget(pending: &mut Vec<ReadBack>, slot: Slot, device: &Device) -> Result<()
         let old = pending.swap_remove(at);
         old.wait(device)?;
         old.host.unmap();
-        device.forget(&old.host);
     }
     Ok(())
 }

@@ -124,6 +124,18 @@ impl TileSets {
     }
 }
 
+/// Parts of the context, for so many items of work.
+fn splits(workgroups: usize, items: usize, pages: usize, window: Option<u32>) -> usize {
+    let pages = window.map_or(pages, |window| pages.min(window as usize / PAGE_TOKENS + 2));
+    (workgroups / items).min(pages / PART_PAGES).clamp(1, MAX_PARTS)
+}
+
+/// Dispatches for one token.
+pub(in crate::gpu) fn dispatches(heads: Heads, window: Option<u32>, pages: usize) -> usize {
+    let items = heads.kv_heads * AttentionPlan::narrow(heads).chunks;
+    if splits(NARROW_WORKGROUPS, items, pages, window) > 1 { 2 } else { 1 }
+}
+
 pub(super) fn refusal(heads: Heads, kv: KvFormat) -> Option<String> {
     let d = heads.head_dim;
     let step = if kv == KvFormat::Q8_0 { 32 } else { 8 };
@@ -320,8 +332,7 @@ impl Attention {
         };
         let (tiles_at, tiles) = run.tiles[variant.tile_set];
         let items = tiles * self.heads.kv_heads * variant.plan.chunks;
-        let pages = self.window.map_or(run.pages, |window| run.pages.min(window as usize / PAGE_TOKENS + 2));
-        let splits = (variant.workgroups / items).min(pages / PART_PAGES).clamp(1, MAX_PARTS);
+        let splits = splits(variant.workgroups, items, run.pages, self.window);
         let call = if splits == 1 { &variant.whole } else { &variant.parts };
         let params = AttentionParams { tiles_at, splits: splits as u32, ..call.params };
         recorder.dispatch(call, &params, [self.heads.kv_heads * variant.plan.chunks, tiles, splits], 0);

@@ -136,7 +136,7 @@ impl Router {
 }
 
 /// Banks that a dispatch serves, at most: with the other buffers eight are bound, as many as every adapter has.
-const BANKS: usize = 3;
+pub(in crate::gpu) const BANKS: usize = 3;
 
 /// The calls for some banks of an expert matrix.
 struct BankCalls {
