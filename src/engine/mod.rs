@@ -128,6 +128,7 @@ pub struct Engine {
     batch: usize,
     threads: usize,
     logits: Vec<f32>, // (r, vocab) of the last run
+    best: Option<u32>,
     config: EngineConfig,
     /// Rises when executors were replaced and what they cached is gone.
     epoch: u32,
@@ -165,6 +166,7 @@ impl Engine {
             batch,
             threads: config.threads(),
             logits: vec![],
+            best: None,
             config: config.clone(),
             epoch: 0,
             input_sums,
@@ -275,6 +277,31 @@ impl Engine {
             self.backend.read(self.plan.logits, &mut self.logits)?;
         }
         Ok(&self.logits)
+    }
+
+    /// Runs the whole plan for these tokens and keeps the id of the last row's largest logit.
+    fn forward_best(&mut self, env: &Env) -> Result<(), EngineError> {
+        let mut best = vec![None; env.rows.len()];
+        self.backend.run_best(0..self.plan.steps.len(), env, (self.plan.logits, self.plan.vocab), &mut best)?;
+        self.logits.clear();
+        self.best = best.last().copied().flatten();
+        Ok(())
+    }
+
+    /// The id of the largest logit of the last token that was run with `Wanted::Best`, the lowest of equals; `None` when
+    /// a logit was not finite.
+    pub fn best(&self) -> Option<u32> {
+        self.best
+    }
+
+    /// The logits of the last token that was run, also when only the largest was wanted: (vocab).
+    pub fn last_logits(&mut self) -> Result<&mut [f32], EngineError> {
+        if self.logits.is_empty() {
+            self.logits.resize(self.plan.vocab, 0.0);
+            self.backend.read(self.plan.logits, &mut self.logits)?;
+        }
+        let first = self.logits.len() - self.plan.vocab;
+        Ok(&mut self.logits[first..])
     }
 
     /// Runs one batch step by step on a fresh timeline; `see` gets each step's index and the rows of every slot that it

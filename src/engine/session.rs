@@ -13,6 +13,8 @@ pub enum Wanted {
     Last,
     /// Every computed token's, batch by batch.
     All,
+    /// None: only which is the last token's largest, for `Engine::best`.
+    Best,
 }
 
 /// A timeline of tokens. Its pages go back to the engine by `Session::clear`.
@@ -98,14 +100,18 @@ impl Session {
             let last = done + batch.len() == new.len();
             let rows: Vec<u32> = match wanted {
                 Wanted::All => (0..batch.len() as u32).collect(),
-                Wanted::Last if last => vec![batch.len() as u32 - 1],
-                Wanted::Last => vec![],
+                Wanted::Last | Wanted::Best if last => vec![batch.len() as u32 - 1],
+                Wanted::Last | Wanted::Best => vec![],
             };
-            if let Err(e) = engine.forward(&Env { tokens: &run, rows: &rows, pages: &[&self.pages] }) {
+            let forward = |engine: &mut Engine, pages: &[u32]| {
+                let env = Env { tokens: &run, rows: &rows, pages: &[pages] };
+                if wanted == Wanted::Best { engine.forward_best(&env) } else { engine.forward(&env).map(|_| ()) }
+            };
+            if let Err(e) = forward(engine, &self.pages) {
                 // A lost GPU took the cache with it: without it, all is computed anew.
                 engine.leave_gpus(e)?;
                 self.refresh(engine)?;
-                engine.forward(&Env { tokens: &run, rows: &rows, pages: &[&self.pages] })?;
+                forward(engine, &self.pages)?;
             }
             let logits = &engine.logits[..];
             done += batch.len();

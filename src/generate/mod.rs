@@ -6,7 +6,7 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use crate::engine::{Engine, EngineError, Session};
+use crate::engine::{Engine, EngineError, Session, Wanted};
 use crate::sampler::{Sampler, SamplerError};
 use crate::tokenizer::{Decoder, Tokenizer};
 
@@ -123,12 +123,12 @@ pub fn generate(
         if summary.generated_tokens == limit {
             break;
         }
-        let mut next = vec![];
-        session.extend(engine, &[id], crate::engine::Wanted::Last, |_, logits| {
-            next.extend_from_slice(logits);
-            ControlFlow::Continue(())
-        })?;
-        id = sampler.sample(&mut next)?;
+        let wanted = if sampler.takes_largest() { Wanted::Best } else { Wanted::Last };
+        session.extend(engine, &[id], wanted, |_, _| ControlFlow::Continue(()))?;
+        id = match engine.best().filter(|_| wanted == Wanted::Best) {
+            Some(best) => best,
+            None => sampler.sample(engine.last_logits()?)?,
+        };
     }
     if !matches!(summary.finish, Finish::Stop | Finish::Interrupted) {
         let rest = held_back.finish(decoder.finish());
