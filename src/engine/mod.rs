@@ -153,6 +153,7 @@ pub struct Engine {
     batch: usize,
     threads: usize,
     logits: Vec<f32>, // (r, vocab) of the last run
+    best: Option<u32>,
     config: EngineConfig,
     /// Rises when executors were replaced and what they cached is gone.
     epoch: u32,
@@ -196,6 +197,7 @@ impl Engine {
             batch,
             threads: config.threads(),
             logits: vec![],
+            best: None,
             config: config.clone(),
             epoch: 0,
             input_sums,
@@ -307,16 +309,18 @@ impl Engine {
         self.threads
     }
 
-    /// Runs the whole plan for these tokens; returns the logits of `env.rows`: (r, vocab).
-    fn forward(&mut self, env: &Env) -> Result<&[f32], EngineError> {
+    /// Runs the whole plan for these tokens and keeps the logits of `env.rows`: (r, vocab).
+    fn forward(&mut self, env: &Env) -> Result<(), EngineError> {
         self.compute(env)?;
-        if let Some(recorder) = &mut self.recorder {
-            recorder.run(env.tokens)?;
-        }
-        Ok(&self.logits)
+        self.record(env)
     }
 
-    /// The same, without a word in the trace.
+    /// Appends the run to the trace, if there is one.
+    fn record(&mut self, env: &Env) -> Result<(), EngineError> {
+        self.recorder.as_mut().map_or(Ok(()), |recorder| recorder.run(env.tokens))
+    }
+
+    /// As `forward`, without a word in the trace.
     fn compute(&mut self, env: &Env) -> Result<(), EngineError> {
         self.backend.run(0..self.plan.steps.len(), env)?;
         self.logits.resize(env.rows.len() * self.plan.vocab, 0.0);
@@ -324,6 +328,31 @@ impl Engine {
             self.backend.read(self.plan.logits, &mut self.logits)?;
         }
         Ok(())
+    }
+
+    /// Runs the whole plan for these tokens and keeps the id of the last row's largest logit.
+    fn forward_best(&mut self, env: &Env) -> Result<(), EngineError> {
+        let mut best = vec![None; env.rows.len()];
+        self.backend.run_best(0..self.plan.steps.len(), env, (self.plan.logits, self.plan.vocab), &mut best)?;
+        self.logits.clear();
+        self.best = best.last().copied().flatten();
+        self.record(env)
+    }
+
+    /// The id of the largest logit of the last token that was run with `Wanted::Best`, the lowest of equals; `None` when
+    /// a logit was not finite.
+    pub fn best(&self) -> Option<u32> {
+        self.best
+    }
+
+    /// The logits of the last token that was run, also when only the largest was wanted: (vocab).
+    pub fn last_logits(&mut self) -> Result<&mut [f32], EngineError> {
+        if self.logits.is_empty() {
+            self.logits.resize(self.plan.vocab, 0.0);
+            self.backend.read(self.plan.logits, &mut self.logits)?;
+        }
+        let first = self.logits.len() - self.plan.vocab;
+        Ok(&mut self.logits[first..])
     }
 
     /// Runs one batch step by step on a fresh timeline; `see` gets each step's index and the rows of every slot that it

@@ -22,13 +22,15 @@ pub struct Split {
     /// Where each slot was written last.
     home: Vec<Side>,
     hop: Vec<f32>,
+    /// Of the logits only the largest is wanted.
+    best: bool,
 }
 
 impl Split {
     /// Executors that were made for this placed plan.
     pub fn new(plan: Arc<Plan>, cpu: Cpu, gpus: Vec<Gpu>) -> Split {
         let home = vec![Side::Cpu; plan.slots.len()];
-        Split { stages: stages(&plan), plan, cpu, gpus, home, hop: vec![] }
+        Split { stages: stages(&plan), plan, cpu, gpus, home, hop: vec![], best: false }
     }
 
     /// The GPUs, by the number of their side.
@@ -50,7 +52,12 @@ impl Split {
             Side::Gpu(gpu) => {
                 // A part of a stage reads back only what it wrote itself.
                 let wanted: Vec<Slot> = wanted.iter().copied().filter(|slot| written().any(|s| s == *slot)).collect();
-                self.gpus[gpu as usize].submit(steps.clone(), &wanted)?;
+                let gpu = &mut self.gpus[gpu as usize];
+                if self.best && wanted == [plan.logits] {
+                    gpu.submit_best(steps.clone(), &[])?;
+                } else {
+                    gpu.submit(steps.clone(), &wanted)?;
+                }
             }
         }
         for slot in written() {
@@ -107,6 +114,24 @@ impl Backend for Split {
         });
         self.stages = list;
         result
+    }
+
+    fn run_best(
+        &mut self,
+        steps: Range<usize>,
+        env: &Env,
+        logits: (Slot, usize),
+        best: &mut [Option<u32>],
+    ) -> Result<(), BackendError> {
+        self.best = true;
+        let result = self.run(steps.clone(), env);
+        self.best = false;
+        result?;
+        match self.home[logits.0.0 as usize] {
+            Side::Gpu(gpu) => self.gpus[gpu as usize].read_best(best),
+            // The steps are done: only the logits are looked at.
+            Side::Cpu => self.cpu.run_best(steps.end..steps.end, env, logits, best),
+        }
     }
 
     fn read(&mut self, slot: Slot, out: &mut [f32]) -> Result<(), BackendError> {

@@ -38,7 +38,7 @@ pub use ops::refusal;
 pub use timer::Times;
 
 use self::expert_slots::Pool;
-use self::ops::{Adder, KvBuffers, Prepared, Setup, TileSets};
+use self::ops::{Adder, Best, KvBuffers, Prepared, Setup, TileSets};
 use self::slots::{Slots, values_bytes};
 use self::timer::Timer;
 use self::vectors::Vectors;
@@ -74,6 +74,8 @@ pub struct Gpu {
     pending: Vec<run::ReadBack>,
     spare: Vec<wgpu::Buffer>, // for read-backs
     pools: Arc<[Pool]>,
+    best: Option<Best>, // where the logits are
+    best_pending: Option<run::ReadBack>,
     adders: HashMap<Slot, Adder>,
     adds: Vec<Slot>, // rows of the host that the next submission adds
     pad: run::Scratchpad,
@@ -145,6 +147,8 @@ impl Gpu {
         let steps = (0..plan.steps.len())
             .map(|step| is_mine(step).then(|| Prepared::new(&mut setup, step)).transpose())
             .collect::<Result<_, _>>()?;
+        let logits = plan.logits;
+        let best = slots.get(logits).is_some().then(|| Best::new(&setup, logits)).transpose()?;
         let mut adders = HashMap::new();
         for op in ops() {
             if let Op::Experts { out, .. } = op
@@ -168,6 +172,8 @@ impl Gpu {
             pending: vec![],
             spare: vec![],
             pools,
+            best,
+            best_pending: None,
             adders,
             adds: vec![],
             pad: run::Scratchpad::default(),
@@ -239,6 +245,18 @@ impl Backend for Gpu {
         let ends_in_logits = self.plan.steps[last].op.writes().contains(&logits);
         self.begin(env)?;
         self.submit(steps, if ends_in_logits { std::slice::from_ref(&logits) } else { &[] })
+    }
+
+    fn run_best(
+        &mut self,
+        steps: Range<usize>,
+        env: &Env,
+        _: (Slot, usize),
+        best: &mut [Option<u32>],
+    ) -> Result<(), BackendError> {
+        self.begin(env)?;
+        self.submit_best(steps, &[])?;
+        self.read_best(best)
     }
 
     fn read(&mut self, slot: Slot, out: &mut [f32]) -> Result<(), BackendError> {
