@@ -15,9 +15,9 @@ fn load_unit(row: u32, u: u32, units: u32) -> Unit {
     let blocks = units / 8u;
     let block = u / 8u;
     let t = u % 8u;
-    let q = w[row + block * 4u + t / 4u * 2u + (t & 1u)] >> vec4<u32>((t & 2u) * 2u);
+    let q = quad(row + block * 4u + t / 4u * 2u + (t & 1u)) >> vec4<u32>((t & 2u) * 2u);
     // Group 8 h + 4 s + j and the one 2 further on.
-    let packed = w[row + blocks * 4u + block][t / 2u] >> ((t & 1u) * 8u);
+    let packed = quad(row + blocks * 4u + block)[t / 2u] >> ((t & 1u) * 8u);
     let d = unpack2x16float(word_at(row + blocks * 5u, block));
     let scale = d.x * vec2<f32>(f32(packed & 15u), f32((packed >> 16u) & 15u));
     let least = d.y * vec2<f32>(f32((packed >> 4u) & 15u), f32((packed >> 20u) & 15u));

@@ -20,9 +20,9 @@ fn load_unit(row: u32, u: u32, units: u32) -> Unit {
     let blocks = units / 8u;
     let block = u / 8u;
     let t = u % 8u;
-    let q = w[row + block * 4u + t / 4u * 2u + (t & 1u)] >> vec4<u32>((t & 2u) * 2u);
+    let q = quad(row + block * 4u + t / 4u * 2u + (t & 1u)) >> vec4<u32>((t & 2u) * 2u);
     // Bit g of a byte of third bits belongs to the weights of 32-group g = 2 (t / 2) and the next.
-    let third = w[row + blocks * 4u + block * 2u + (t & 1u)] >> vec4<u32>(t / 2u * 2u);
+    let third = quad(row + blocks * 4u + block * 2u + (t & 1u)) >> vec4<u32>(t / 2u * 2u);
     let scales = row + blocks * 6u;
     let d = f16_at(scales + (blocks * 3u + 3u) / 4u, block);
     let group = t / 2u * 4u + (t & 1u);

@@ -6,7 +6,7 @@ const OFFSET: bool = true;
 fn unit_quads(u: u32) -> vec2<u32> { return vec2<u32>(u * 8u, u * 8u + 4u); }
 
 fn load_unit(row: u32, u: u32, units: u32) -> Unit {
-    let q = w[row + u];
+    let q = quad(row + u);
     let dm = unpack2x16float(word_at(row + units, u));
     return Unit(bytes16(low_nibbles(q)), bytes16(high_nibbles(q)), dm.xx, dm.yy);
 }

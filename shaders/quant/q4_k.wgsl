@@ -11,7 +11,7 @@ fn unit_quads(u: u32) -> vec2<u32> {
 
 fn load_unit(row: u32, u: u32, units: u32) -> Unit {
     let block = row + (u / 8u) * 9u;
-    let q = w[block + 1u + u % 8u];
-    let s = k_scales(w[block], u % 8u / 2u);
+    let q = quad(block + 1u + u % 8u);
+    let s = k_scales(quad(block), u % 8u / 2u);
     return Unit(bytes16(low_nibbles(q)), bytes16(high_nibbles(q)), s.xy, s.zw);
 }

@@ -7,7 +7,7 @@ const OFFSET: bool = true;
 fn unit_quads(u: u32) -> vec2<u32> { return vec2<u32>(u * 8u, u * 8u + 4u); }
 
 fn load_unit(row: u32, u: u32, units: u32) -> Unit {
-    let q = w[row + u];
+    let q = quad(row + u);
     let high = word_at(row + units, u);
     let d = f16_at(row + units + (units + 3u) / 4u, u);
     let lo = low_nibbles(q) | fifth_bits(high);

@@ -14,9 +14,9 @@ fn load_unit(row: u32, u: u32, units: u32) -> Unit {
     let blocks = units / 8u;
     let block = u / 8u;
     let t = u % 8u;
-    let q = w[row + u];
-    let high = w[row + units + block * 4u + t / 4u * 2u + (t & 1u)] >> vec4<u32>((t & 2u));
-    let scales = w[row + units + blocks * 4u + block];
+    let q = quad(row + u);
+    let high = quad(row + units + block * 4u + t / 4u * 2u + (t & 1u)) >> vec4<u32>((t & 2u));
+    let scales = quad(row + units + blocks * 4u + block);
     let pair = scales[t / 4u * 2u] >> ((t & 3u) * 8u);
     let pair_hi = scales[t / 4u * 2u + 1u] >> ((t & 3u) * 8u);
     let d = f16_at(row + units + blocks * 5u, block);

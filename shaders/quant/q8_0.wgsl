@@ -17,5 +17,5 @@ fn signed16(words: vec4<u32>) -> mat4x4<f32> {
 fn load_unit(row: u32, u: u32, units: u32) -> Unit {
     let at = row + u * 2u;
     let d = f16_at(row + units * 2u, u);
-    return Unit(signed16(w[at]), signed16(w[at + 1u]), vec2<f32>(d), vec2<f32>(0.0));
+    return Unit(signed16(quad(at)), signed16(quad(at + 1u)), vec2<f32>(d), vec2<f32>(0.0));
 }

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use clap::builder::RangedU64ValueParser;
 use serde_json::{Map, Value as Json};
 
+use super::gpu::{self, GpuFlags};
 use super::obtain;
 use crate::backend::KvFormat;
 use crate::catalog::Catalog;
@@ -74,6 +75,7 @@ impl ModelOrDefault {
 /// Prepares to run the model in an open file.
 pub fn start(gguf: Gguf, config: &EngineConfig) -> Result<Engine> {
     let engine = Engine::new(gguf, config)?;
+    gpu::tell(&engine);
     let trained = engine.plan().context;
     if engine.context() > trained {
         // A lost warning is no reason to fail.
@@ -158,6 +160,8 @@ pub struct ComputeFlags {
     /// Base of the rotary frequencies instead of the file's
     #[arg(long, value_name = "BASE")]
     pub rope_base: Option<f32>,
+    #[command(flatten)]
+    pub gpu: GpuFlags,
 }
 
 impl ComputeFlags {
@@ -168,6 +172,8 @@ impl ComputeFlags {
             kv: self.kv,
             exact: self.exact,
             rope: self.rope(),
+            gpu: self.gpu.options(self.exact),
+            notice: gpu::notice,
             trace: self.trace.clone(),
             ..EngineConfig::default()
         }

@@ -75,6 +75,11 @@ impl Recorder {
         Ok(Recorder { path, part, out: Some(out), log, turn: 0, generated: false, ids: vec![], weights: vec![] })
     }
 
+    /// Reads another log from now on.
+    pub(super) fn follow(&mut self, log: Arc<PickLog>) {
+        self.log = log;
+    }
+
     /// Appends the run that has just ended.
     pub(super) fn run(&mut self, tokens: &[Token]) -> Result<(), EngineError> {
         let Recorder { path, out, log, ids, weights, turn, generated, .. } = self;

@@ -34,6 +34,7 @@ pub enum Kernel {
     ExpertsMatmul(Format),
     ExpertsSum,
     TakeRows,
+    Add,
     Argmax,
 }
 
@@ -58,6 +59,7 @@ impl Kernel {
             Kernel::ExpertsGroup,
             Kernel::ExpertsSum,
             Kernel::TakeRows,
+            Kernel::Add,
             Kernel::Argmax,
         ];
         for kv in [KvFormat::F16, KvFormat::Q8_0, KvFormat::F32] {
@@ -114,6 +116,7 @@ impl Kernel {
             }
             Kernel::ExpertsSum => vec!["op/experts_sum.wgsl"],
             Kernel::TakeRows => vec!["op/take_rows.wgsl"],
+            Kernel::Add => vec!["op/add.wgsl"],
             Kernel::Argmax => vec!["op/argmax.wgsl"],
         };
         if let Some(layout) = self.format().and_then(Layout::of) {
@@ -126,6 +129,16 @@ impl Kernel {
             None => {}
         }
         files
+    }
+
+    /// The op file's name, and the format it decodes: "matvec q4_k".
+    pub fn name(self) -> String {
+        let file = self.files()[0];
+        let op = file.strip_prefix("op/").and_then(|file| file.strip_suffix(".wgsl")).unwrap_or(file);
+        match self.format() {
+            Some(format) => format!("{op} {}", format.name().to_lowercase()),
+            None => op.to_owned(),
+        }
     }
 
     /// The whole WGSL text.
@@ -151,6 +164,7 @@ impl Kernel {
             | Kernel::ExpertsGroup
             | Kernel::ExpertsSum
             | Kernel::TakeRows
+            | Kernel::Add
             | Kernel::Argmax => None,
         }
     }
@@ -171,6 +185,7 @@ impl Kernel {
             | Kernel::ExpertsMatmul(_)
             | Kernel::ExpertsSum
             | Kernel::TakeRows
+            | Kernel::Add
             | Kernel::Argmax => None,
         }
     }
@@ -182,9 +197,10 @@ impl Kernel {
             Kernel::Embed(_) | Kernel::RmsNorm | Kernel::Gate | Kernel::TakeRows => &[R, R, W],
             Kernel::Matvec(..) | Kernel::Matmul(_) | Kernel::ExpertsSum => &[R, R, R, W],
             Kernel::RopeStore(_) => &[W, W, W, R, R, R, W, W],
-            Kernel::Attention(_) | Kernel::ExpertsGated(..) | Kernel::ExpertsDown(..) => &[R, R, R, R, W],
-            Kernel::AttentionMerge | Kernel::Router | Kernel::ExpertsGroup | Kernel::Argmax => &[R, W],
-            Kernel::ExpertsMatmul(_) => &[R, R, R, R, W, R],
+            Kernel::Attention(_) => &[R, R, R, R, W],
+            Kernel::ExpertsGated(..) | Kernel::ExpertsDown(..) => &[R, R, R, R, R, R, W],
+            Kernel::AttentionMerge | Kernel::Router | Kernel::ExpertsGroup | Kernel::Add | Kernel::Argmax => &[R, W],
+            Kernel::ExpertsMatmul(_) => &[R, R, R, R, R, R, W, R],
         }
     }
 }

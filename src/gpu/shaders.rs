@@ -26,6 +26,7 @@ const SOURCES: &[(&str, &str)] = &[
     ("lib/team_workgroup.wgsl", include_str!("../../shaders/lib/team_workgroup.wgsl")),
     ("lib/tile.wgsl", include_str!("../../shaders/lib/tile.wgsl")),
     ("lib/unit.wgsl", include_str!("../../shaders/lib/unit.wgsl")),
+    ("op/add.wgsl", include_str!("../../shaders/op/add.wgsl")),
     ("op/argmax.wgsl", include_str!("../../shaders/op/argmax.wgsl")),
     ("op/attention.wgsl", include_str!("../../shaders/op/attention.wgsl")),
     ("op/attention_merge.wgsl", include_str!("../../shaders/op/attention_merge.wgsl")),

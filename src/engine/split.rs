@@ -1,0 +1,150 @@
+//! One plan on several executors: the CPU and any number of GPUs, stage by stage.
+//!
+//! A placed plan is a list of stages: a stretch of steps on one side, or values on their way to another. GPU stages are
+//! submitted and not waited for; what another side will read is copied to the host by the submission that writes it, so
+//! a hop costs one wait and no further submission. A token that runs on one GPU from end to end is one submission and
+//! one read-back, the logits'. Values hop through host memory: wgpu has no copy between devices.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::backend::{Backend, BackendError, Env};
+use crate::cpu::Cpu;
+use crate::gpu::Gpu;
+use crate::plan::{Plan, Side, Slot, Stage, stages};
+
+/// The executors of one placed plan.
+pub struct Split {
+    plan: Arc<Plan>,
+    stages: Vec<Stage>,
+    cpu: Cpu,
+    gpus: Vec<Gpu>, // by the number of their side
+    /// Where each slot was written last.
+    home: Vec<Side>,
+    hop: Vec<f32>,
+    /// Of the logits only the largest is wanted.
+    best: bool,
+}
+
+impl Split {
+    /// Executors that were made for this placed plan.
+    pub fn new(plan: Arc<Plan>, cpu: Cpu, gpus: Vec<Gpu>) -> Split {
+        let home = vec![Side::Cpu; plan.slots.len()];
+        Split { stages: stages(&plan), plan, cpu, gpus, home, hop: vec![], best: false }
+    }
+
+    /// The GPUs, by the number of their side.
+    pub fn gpus(&self) -> &[Gpu] {
+        &self.gpus
+    }
+
+    /// The GPUs, by the number of their side.
+    pub fn gpus_mut(&mut self) -> &mut [Gpu] {
+        &mut self.gpus
+    }
+
+    /// Steps of a stage that one side runs.
+    fn run_stage(&mut self, side: Side, steps: Range<usize>, wanted: &[Slot], env: &Env) -> Result<(), BackendError> {
+        let plan = Arc::clone(&self.plan);
+        let written = || plan.steps[steps.clone()].iter().flat_map(|step| step.op.writes());
+        match side {
+            Side::Cpu => self.cpu.run(steps.clone(), env)?,
+            Side::Gpu(gpu) => {
+                // A part of a stage reads back only what it wrote itself.
+                let wanted: Vec<Slot> = wanted.iter().copied().filter(|slot| written().any(|s| s == *slot)).collect();
+                let gpu = &mut self.gpus[gpu as usize];
+                if self.best && wanted == [plan.logits] {
+                    gpu.submit_best(steps.clone(), &[])?;
+                } else {
+                    gpu.submit(steps.clone(), &wanted)?;
+                }
+            }
+        }
+        for slot in written() {
+            self.home[slot.0 as usize] = side;
+        }
+        Ok(())
+    }
+
+    /// A slot's value from one side to another.
+    fn hop(&mut self, slot: Slot, from: Side, to: Side, env: &Env) -> Result<(), BackendError> {
+        let info = self.plan.slot(slot);
+        let rows = if info.taken { env.rows.len() } else { env.tokens.len() };
+        let mut values = std::mem::take(&mut self.hop);
+        values.resize(rows * info.width, 0.0);
+        let result = self.side(from).read(slot, &mut values).and_then(|()| self.side(to).write(slot, &values));
+        self.hop = values;
+        result
+    }
+
+    fn side(&mut self, side: Side) -> &mut dyn Backend {
+        match side {
+            Side::Cpu => &mut self.cpu,
+            Side::Gpu(gpu) => &mut self.gpus[gpu as usize],
+        }
+    }
+}
+
+impl Backend for Split {
+    fn run(&mut self, steps: Range<usize>, env: &Env) -> Result<(), BackendError> {
+        if let Some(token) = env.tokens.iter().find(|token| token.id as usize >= self.plan.vocab) {
+            return Err(BackendError::UnknownToken { id: token.id, vocab: self.plan.vocab });
+        }
+        if env.tokens.is_empty() {
+            return Ok(());
+        }
+        for gpu in &mut self.gpus {
+            gpu.begin(env)?;
+        }
+        let list = std::mem::take(&mut self.stages);
+        let result = list.iter().try_for_each(|stage| {
+            let here = stage.steps().start.max(steps.start)..stage.steps().end.min(steps.end);
+            if here.is_empty() {
+                return Ok(());
+            }
+            match stage {
+                Stage::Run { side, wanted, .. } => self.run_stage(*side, here, wanted, env),
+                Stage::Move { from, to, slots, .. } => {
+                    let first = stage.steps().start;
+                    slots[here.start - first..here.end - first]
+                        .iter()
+                        .try_for_each(|&slot| self.hop(slot, *from, *to, env))
+                }
+            }
+        });
+        self.stages = list;
+        result
+    }
+
+    fn run_best(
+        &mut self,
+        steps: Range<usize>,
+        env: &Env,
+        logits: (Slot, usize),
+        best: &mut [Option<u32>],
+    ) -> Result<(), BackendError> {
+        self.best = true;
+        let result = self.run(steps.clone(), env);
+        self.best = false;
+        result?;
+        match self.home[logits.0.0 as usize] {
+            Side::Gpu(gpu) => self.gpus[gpu as usize].read_best(best),
+            // The steps are done: only the logits are looked at.
+            Side::Cpu => self.cpu.run_best(steps.end..steps.end, env, logits, best),
+        }
+    }
+
+    fn read(&mut self, slot: Slot, out: &mut [f32]) -> Result<(), BackendError> {
+        self.side(self.home[slot.0 as usize]).read(slot, out)
+    }
+
+    fn write(&mut self, slot: Slot, rows: &[f32]) -> Result<(), BackendError> {
+        self.cpu.write(slot, rows)?;
+        self.gpus.iter_mut().filter(|gpu| gpu.has(slot)).try_for_each(|gpu| gpu.write(slot, rows))
+    }
+
+    fn copy_page(&mut self, from: u32, to: u32) -> Result<(), BackendError> {
+        self.cpu.copy_page(from, to)?;
+        self.gpus.iter_mut().try_for_each(|gpu| gpu.copy_page(from, to))
+    }
+}
