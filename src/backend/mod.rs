@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 
+use crate::experts::disk::DiskError;
 use crate::plan::Slot;
 
 /// One token of a run.
@@ -34,6 +35,9 @@ pub enum BackendError {
     OutOfMemory { what: String, bytes: usize },
     #[error("{0}")]
     Device(String),
+    /// An expert could not be read.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
 }
 
 /// How cached keys and values are stored.

@@ -119,7 +119,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     let gguf = arguments.model.open()?;
     // The smallest engine: the plan is wanted, not its caches.
-    let config = EngineConfig { threads: Some(1), context: Some(1), batch: 1, ..arguments.compute.config() };
+    let config =
+        EngineConfig { threads: Some(1), context: Some(1), batch: 1, tiers: None, ..arguments.compute.config() };
     let engine = Engine::new(gguf.clone(), &config).map_err(anyhow::Error::from);
     if let (true, Err(_)) = (arguments.plan, &engine) {
         return engine.map(|_| ExitCode::SUCCESS);

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use clap::builder::RangedU64ValueParser;
 use serde_json::{Map, Value as Json};
 
+use super::budget::{self, BudgetFlags};
 use super::obtain;
 use crate::backend::KvFormat;
 use crate::catalog::Catalog;
@@ -51,7 +52,9 @@ impl ModelArg {
 
 /// Prepares to run the model in an open file.
 pub fn start(gguf: Gguf, config: &EngineConfig) -> Result<Engine> {
-    let engine = Engine::new(gguf, config)?;
+    let mut config = config.clone();
+    budget::prepare(&gguf, &mut config);
+    let engine = Engine::new(gguf, &config)?;
     let trained = engine.plan().context;
     if engine.context() > trained {
         // A lost warning is no reason to fail.
@@ -133,12 +136,21 @@ pub struct ComputeFlags {
     /// Base of the rotary frequencies instead of the file's
     #[arg(long, value_name = "BASE")]
     pub rope_base: Option<f32>,
+    #[command(flatten)]
+    pub budget: BudgetFlags,
 }
 
 impl ComputeFlags {
     /// As the engine wants it, threads and context left open.
     pub fn config(&self) -> EngineConfig {
-        EngineConfig { batch: self.batch, kv: self.kv, exact: self.exact, rope: self.rope(), ..EngineConfig::default() }
+        EngineConfig {
+            batch: self.batch,
+            kv: self.kv,
+            exact: self.exact,
+            rope: self.rope(),
+            tiers: self.budget.tiers(),
+            ..EngineConfig::default()
+        }
     }
 
     /// The rope flags.

@@ -14,6 +14,9 @@ pub use session::{Session, Wanted};
 
 use crate::backend::{Backend, BackendError, Env, KvFormat, Token};
 use crate::cpu::{Cpu, CpuConfig, InputSums};
+use crate::experts::rates;
+use crate::experts::store::Counters;
+use crate::experts::tier::{Tier, TierError, Tiers};
 use crate::gguf::{Gguf, GgufError};
 use crate::models::{self, RopeOverride};
 use crate::plan::{PAGE_TOKENS, Plan, PlanError, Slot};
@@ -28,6 +31,8 @@ pub enum EngineError {
     Plan(#[from] PlanError),
     #[error(transparent)]
     Backend(#[from] BackendError),
+    #[error(transparent)]
+    Tier(#[from] TierError),
     #[error("the prompt is empty; give at least one token")]
     EmptyPrompt,
     #[error("{tokens} tokens do not fit the context of {context}; shorten the prompt or raise it with -c")]
@@ -55,6 +60,8 @@ pub struct EngineConfig {
     pub sessions: usize,
     /// Sum up the squared inputs of all matrices, for an importance matrix.
     pub observe_inputs: bool,
+    /// A memory budget: experts beyond it stay on disk and are read when they are picked.
+    pub tiers: Option<Tiers>,
 }
 
 /// Context when neither the user nor a smaller model says otherwise.
@@ -71,6 +78,7 @@ impl Default for EngineConfig {
             rope: RopeOverride::default(),
             sessions: 1,
             observe_inputs: false,
+            tiers: None,
         }
     }
 }
@@ -86,6 +94,7 @@ pub struct Engine {
     threads: usize,
     logits: Vec<f32>, // (r, vocab) of the last run
     input_sums: Option<Arc<InputSums>>,
+    tier: Option<Arc<Tier>>,
 }
 
 impl Engine {
@@ -102,7 +111,16 @@ impl Engine {
         let batch = config.batch.clamp(1, context);
         let pages = context.div_ceil(PAGE_TOKENS) * config.sessions.max(1);
         let weights = Weights::new(gguf.clone(), Arc::clone(&plan));
-        let mut cpu = Cpu::new(weights, &CpuConfig { threads, batch, pages, kv: config.kv, exact: config.exact })?;
+        let mut cpu =
+            Cpu::new(weights.clone(), &CpuConfig { threads, batch, pages, kv: config.kv, exact: config.exact })?;
+        let tier = match &config.tiers {
+            // Vocabulary and the like come after this and are small.
+            Some(tiers) => Tier::open(&weights, tiers, cpu.buffer_bytes() + rates::own_bytes())?.map(Arc::new),
+            None => None,
+        };
+        if let Some(tier) = &tier {
+            cpu.set_tier(Arc::clone(tier));
+        }
         let input_sums = config.observe_inputs.then(|| Arc::new(InputSums::new(&plan)));
         if let Some(sums) = &input_sums {
             cpu.observe(Arc::clone(sums));
@@ -117,7 +135,13 @@ impl Engine {
             threads,
             logits: vec![],
             input_sums,
+            tier,
         })
+    }
+
+    /// What the RAM tier did so far; `None` when all weights are computed from the mapping.
+    pub fn tier_counters(&self) -> Option<Counters> {
+        self.tier.as_ref().map(|tier| tier.store.counters())
     }
 
     /// The model file.

@@ -2,6 +2,10 @@
 
 pub mod cost;
 pub mod disk;
+mod mix;
 pub mod rates;
 pub mod rig;
+pub mod score;
 pub mod shape;
+pub mod store;
+pub mod tier;
