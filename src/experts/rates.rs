@@ -2,8 +2,8 @@
 //!
 //! RAM: products of one token with a matrix that no cache holds, by as many threads as will run. Arithmetic: a batch of
 //! tokens with a matrix that stays in the cache. Disk: blocks of an expert's size, read as the disk tier reads them. The
-//! best of a few passes counts, in the threads' own time, because whatever else runs only takes away. A file of rates is only taken for the same
-//! instruction set and number of threads; `disk` has one entry a device.
+//! better of two passes counts, in the threads' own time, because whatever else runs only takes away. A file of rates is
+//! only taken for the same instruction set and number of threads; `disk_bytes_per_second` has one entry a device.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -35,9 +35,10 @@ pub struct Rates {
 /// The file below rynd's cache.
 const FILE: &str = "rates.json";
 const RAM_BYTES: usize = 384 << 20;
-const RAM_PASSES: usize = 4;
 const BATCH_TOKENS: usize = 64;
-const BATCH_PASSES: usize = 3;
+const PASSES: usize = 2;
+/// Of each thread's own time: the system's account of it moves in steps of some milliseconds.
+const PASS_SECONDS: f64 = 0.12;
 /// k of the matrices, a usual width of models.
 const WIDTH: usize = 2048;
 const DISK_BLOCK: usize = 16 << 20;
@@ -108,16 +109,16 @@ impl Rates {
         let rows = weights.len() / row_bytes;
         let mut acts = Acts::with_capacity(x.len());
         let view = activations(&mut acts, linear.act(), &x[..WIDTH]);
-        let ram = best(RAM_PASSES, || {
-            each(threads, rows, 256, |range| {
-                let mut out = [0.0; 256];
+        let ram = best(PASSES, || {
+            each(threads, rows, 2048, |range| {
+                let mut out = [0.0; 2048];
                 let part = &weights[range.start * row_bytes..range.end * row_bytes];
                 linear.matvec(part, WIDTH, view.row(0), &mut out[..range.len()]);
                 std::hint::black_box(&out);
             })
         });
         let view = activations(&mut acts, linear.act(), &x);
-        let batch = best(BATCH_PASSES, || {
+        let batch = best(PASSES, || {
             each(threads, 2048, 128, |range| {
                 let mut out = vec![0.0; BATCH_TOKENS * range.len()];
                 let part = &weights[range.start * row_bytes..range.end * row_bytes];
@@ -149,30 +150,27 @@ fn best(passes: usize, mut run: impl FnMut() -> f64) -> f64 {
     (0..passes).map(|_| run()).fold(0.0, f64::max)
 }
 
-/// Hands out `0..total` in pieces of `chunk` to threads; items a second that they would do together if nothing else ran.
+/// Hands out `0..total` in pieces of `chunk` to threads, over and over; items a second that they would do together if
+/// nothing else ran.
 fn each(threads: usize, total: usize, chunk: usize, work: impl Fn(std::ops::Range<usize>) + Sync) -> f64 {
     let next = AtomicUsize::new(0);
     let worker = || {
         let start = busy_seconds();
         let mut done = 0;
         loop {
-            let from = next.fetch_add(chunk, Ordering::Relaxed);
-            if from >= total {
-                break;
-            }
+            let from = next.fetch_add(chunk, Ordering::Relaxed) % total;
             let range = from..(from + chunk).min(total);
             done += range.len();
             work(range);
+            let busy = busy_seconds() - start;
+            if busy >= PASS_SECONDS {
+                return done as f64 / busy;
+            }
         }
-        // A thread that came too late to do its share tells nothing.
-        if done < total / (4 * threads.max(1)) { None } else { Some(done as f64 / (busy_seconds() - start).max(1e-6)) }
     };
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(worker)).collect();
-        let rates: Vec<Option<f64>> =
-            threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect();
-        let told: Vec<f64> = rates.iter().flatten().copied().collect();
-        told.iter().sum::<f64>() * rates.len() as f64 / told.len().max(1) as f64
+        threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).sum()
     })
 }
 
