@@ -2,7 +2,11 @@
 //!
 //! Only the environment changes between runs. A backend knows nothing of architectures: the plan tells it everything.
 
+mod picks;
+
 use std::ops::Range;
+
+pub use picks::PickLog;
 
 use crate::experts::disk::DiskError;
 use crate::plan::Slot;

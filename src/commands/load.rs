@@ -1,7 +1,7 @@
 //! The model argument and the flags that every command shares: how the model is loaded and computed.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::builder::RangedU64ValueParser;
@@ -133,6 +133,9 @@ pub struct ComputeFlags {
     /// Tokens of context the model was trained with
     #[arg(long, value_name = "TOKENS")]
     pub yarn_orig_ctx: Option<u32>,
+    /// Write what the routers of a mixture of experts pick to this file (see 'rynd experts')
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
     /// Base of the rotary frequencies instead of the file's
     #[arg(long, value_name = "BASE")]
     pub rope_base: Option<f32>,
@@ -149,6 +152,7 @@ impl ComputeFlags {
             exact: self.exact,
             rope: self.rope(),
             tiers: self.budget.tiers(),
+            trace: self.trace.clone(),
             ..EngineConfig::default()
         }
     }

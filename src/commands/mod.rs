@@ -8,6 +8,7 @@ mod bench;
 mod budget;
 mod complete;
 mod completions;
+mod experts;
 mod imatrix;
 mod input;
 mod inspect;
@@ -64,6 +65,7 @@ enum Command {
     Perplexity(perplexity::Arguments),
     Quantize(quantize::Arguments),
     Imatrix(imatrix::Arguments),
+    Experts(experts::Arguments),
     Logits(logits::Arguments),
     Tokenize(tokenize::Arguments),
     Completions(completions::Arguments),
@@ -85,6 +87,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Perplexity(arguments) => perplexity::run(&arguments),
         Command::Quantize(arguments) => quantize::run(&arguments),
         Command::Imatrix(arguments) => imatrix::run(&arguments),
+        Command::Experts(arguments) => experts::run(&arguments),
         Command::Logits(arguments) => logits::run(&arguments),
         Command::Tokenize(arguments) => tokenize::run(&arguments),
         Command::Completions(arguments) => completions::run(&arguments),

@@ -21,7 +21,7 @@ use rynd_quant::{Kernels, Linear};
 use self::kv::KvCache;
 pub use self::sums::{InputSums, WeightSums};
 use self::threads::{Shared, Team, Worker};
-use crate::backend::{Backend, BackendError, Env, KvFormat};
+use crate::backend::{Backend, BackendError, Env, KvFormat, PickLog};
 use crate::experts::tier::Tier;
 use crate::plan::{KvId, Op, PAGE_TOKENS, Plan, RopeId, RopeLayout, Slot, WeightId};
 use crate::weights::Weights;
@@ -64,6 +64,8 @@ pub struct Cpu {
     sums: Option<Arc<InputSums>>,
     /// Where experts lie that are not computed from the mapping.
     tier: Option<Arc<Tier>>,
+    /// Who wants to know what the routers picked.
+    picks: Option<Arc<PickLog>>,
 }
 
 // SAFETY: the cells are reached only from inside `run`, `workers[i]` by worker i alone; the rest is `Sync` by itself.
@@ -156,10 +158,16 @@ impl Cpu {
             workers: (0..team.size()).map(|_| UnsafeCell::default()).collect(),
             sums: None,
             tier: None,
+            picks: None,
             team,
             plan,
             weights,
         })
+    }
+
+    /// From now on what the routers pick is copied here.
+    pub fn log_picks(&mut self, log: Arc<PickLog>) {
+        self.picks = Some(log);
     }
 
     /// Number of worker threads.

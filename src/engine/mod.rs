@@ -4,15 +4,18 @@
 //! what differs from what a session already holds is computed: `Session::sync` keeps the longest common prefix, so
 //! edits, regenerations and the turns of a chat cost their new tokens only.
 
+mod record;
 mod session;
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use record::{expert_header, router_key};
 pub use session::{Session, Wanted};
 
-use crate::backend::{Backend, BackendError, Env, KvFormat, Token};
+use self::record::Recorder;
+use crate::backend::{Backend, BackendError, Env, KvFormat, PickLog, Token};
 use crate::cpu::{Cpu, CpuConfig, InputSums};
 use crate::experts::rates;
 use crate::experts::store::Counters;
@@ -39,6 +42,10 @@ pub enum EngineError {
     ContextFull { tokens: usize, context: usize },
     #[error("no cache pages are left for another session; raise the context with -c")]
     NoPages,
+    #[error("can not write the trace {path}: {cause}")]
+    Trace { path: PathBuf, cause: std::io::Error },
+    #[error("{file}: the model has no experts, so there is nothing to trace; leave --trace out")]
+    NothingToTrace { file: PathBuf },
     #[error("interrupted")]
     Interrupted,
 }
@@ -62,6 +69,8 @@ pub struct EngineConfig {
     pub observe_inputs: bool,
     /// A memory budget: experts beyond it stay on disk and are read when they are picked.
     pub tiers: Option<Tiers>,
+    /// Write what the routers pick to this file.
+    pub trace: Option<PathBuf>,
 }
 
 /// Context when neither the user nor a smaller model says otherwise.
@@ -79,6 +88,7 @@ impl Default for EngineConfig {
             sessions: 1,
             observe_inputs: false,
             tiers: None,
+            trace: None,
         }
     }
 }
@@ -95,6 +105,7 @@ pub struct Engine {
     logits: Vec<f32>, // (r, vocab) of the last run
     input_sums: Option<Arc<InputSums>>,
     tier: Option<Arc<Tier>>,
+    recorder: Option<Recorder>,
 }
 
 impl Engine {
@@ -125,6 +136,14 @@ impl Engine {
         if let Some(sums) = &input_sums {
             cpu.observe(Arc::clone(sums));
         }
+        let recorder = match &config.trace {
+            Some(path) => {
+                let log = Arc::new(PickLog::new(&plan));
+                cpu.log_picks(Arc::clone(&log));
+                Some(Recorder::create(path, &gguf, &plan, log)?)
+            }
+            None => None,
+        };
         Ok(Engine {
             gguf,
             plan,
@@ -136,6 +155,7 @@ impl Engine {
             logits: vec![],
             input_sums,
             tier,
+            recorder,
         })
     }
 
@@ -177,6 +197,9 @@ impl Engine {
     /// Runs the whole plan for these tokens; returns the logits of `env.rows`: (r, vocab).
     fn forward(&mut self, env: &Env) -> Result<&[f32], EngineError> {
         self.backend.run(0..self.plan.steps.len(), env)?;
+        if let Some(recorder) = &mut self.recorder {
+            recorder.run(env.tokens)?;
+        }
         self.logits.resize(env.rows.len() * self.plan.vocab, 0.0);
         if !env.rows.is_empty() {
             self.backend.read(self.plan.logits, &mut self.logits)?;
@@ -223,6 +246,11 @@ impl Engine {
         }
         self.free_pages.extend(pages);
         result
+    }
+
+    /// Gives the trace file its name. Dropping the engine does the same, but can not say what went wrong.
+    pub fn finish_trace(&mut self) -> Result<(), EngineError> {
+        self.recorder.take().map_or(Ok(()), Recorder::finish)
     }
 
     fn take_pages(&mut self, n: usize) -> Result<Vec<u32>, EngineError> {
