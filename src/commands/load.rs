@@ -50,6 +50,28 @@ impl ModelArg {
     }
 }
 
+/// Which model, for commands that have a default.
+#[derive(Debug, clap::Args)]
+pub struct ModelOrDefault {
+    /// A GGUF file, a short name of 'rynd list', or hf:owner/repo[:QUANT or FILE] [default: the catalog's default model]
+    #[arg(value_name = "MODEL")]
+    model: Option<String>,
+    /// Fetch a model that is not here without asking
+    #[arg(long)]
+    yes: bool,
+}
+
+impl ModelOrDefault {
+    /// The model that the user named, or the catalog's.
+    pub fn get(&self) -> Result<ModelArg> {
+        let model = match &self.model {
+            Some(model) => model.clone(),
+            None => Catalog::open()?.default_model().to_owned(),
+        };
+        Ok(ModelArg { model, yes: self.yes })
+    }
+}
+
 /// Prepares to run the model in an open file.
 pub fn start(gguf: Gguf, config: &EngineConfig) -> Result<Engine> {
     let mut config = config.clone();

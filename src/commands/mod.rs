@@ -6,8 +6,10 @@
 mod bandwidth;
 mod bench;
 mod budget;
+mod chat;
 mod complete;
 mod completions;
+mod eval;
 mod experts;
 mod imatrix;
 mod input;
@@ -54,6 +56,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Chat(chat::Arguments),
     Run(run::Arguments),
     Complete(complete::Arguments),
     Pull(pull::Arguments),
@@ -63,6 +66,7 @@ enum Command {
     Plan(plan::Arguments),
     Bench(bench::Arguments),
     Perplexity(perplexity::Arguments),
+    Eval(eval::Arguments),
     Quantize(quantize::Arguments),
     Imatrix(imatrix::Arguments),
     Experts(experts::Arguments),
@@ -76,6 +80,7 @@ enum Command {
 pub fn run(cli: Cli) -> Result<ExitCode> {
     rynd_quant::Kernels::from_env()?;
     match cli.command {
+        Command::Chat(arguments) => chat::run(&arguments),
         Command::Run(arguments) => run::run(&arguments),
         Command::Complete(arguments) => complete::run(&arguments),
         Command::Pull(arguments) => pull::run(&arguments),
@@ -85,6 +90,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Perplexity(arguments) => perplexity::run(&arguments),
+        Command::Eval(arguments) => eval::run(&arguments),
         Command::Quantize(arguments) => quantize::run(&arguments),
         Command::Imatrix(arguments) => imatrix::run(&arguments),
         Command::Experts(arguments) => experts::run(&arguments),

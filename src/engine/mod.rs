@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use record::{expert_header, router_key};
-pub use session::{Session, Wanted};
+pub use session::{Session, Span, Wanted, advance};
 
 use self::record::Recorder;
 use crate::backend::{Backend, BackendError, Env, KvFormat, PickLog, Token};
@@ -42,6 +42,8 @@ pub enum EngineError {
     ContextFull { tokens: usize, context: usize },
     #[error("no cache pages are left for another session; raise the context with -c")]
     NoPages,
+    #[error("{tokens} tokens are more than one run of {batch} holds; raise it with -b")]
+    BatchFull { tokens: usize, batch: usize },
     #[error("can not write the trace {path}: {cause}")]
     Trace { path: PathBuf, cause: std::io::Error },
     #[error("{file}: the model has no experts, so there is nothing to trace; leave --trace out")]

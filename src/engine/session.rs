@@ -1,4 +1,4 @@
-//! One timeline: the ids computed so far and the cache pages that hold them.
+//! One timeline: the ids computed so far and the cache pages that hold them; and runs over several timelines at once.
 
 use std::ops::ControlFlow;
 
@@ -9,10 +9,19 @@ use crate::plan::PAGE_TOKENS;
 /// Whose logits a sync returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
+    /// Nobody's: the tokens are only cached.
+    None,
     /// The last token's: (1, vocab).
     Last,
     /// Every computed token's, batch by batch.
     All,
+}
+
+/// New tokens of one timeline in a run.
+pub struct Span<'a> {
+    pub session: &'a mut Session,
+    pub ids: &'a [u32],
+    pub wanted: Wanted,
 }
 
 /// A timeline of tokens. Its pages go back to the engine by `Session::clear`.
@@ -85,26 +94,66 @@ impl Session {
             return Err(EngineError::ContextFull { tokens, context: engine.context });
         }
         let mut done = 0;
-        for batch in new.chunks(engine.batch) {
-            let end = self.ids.len() + batch.len();
-            let missing = end.div_ceil(PAGE_TOKENS) - self.pages.len();
-            self.pages.extend(engine.take_pages(missing)?);
-            let start = self.ids.len();
-            let run: Vec<Token> =
-                batch.iter().enumerate().map(|(i, &id)| Token { id, seq: 0, pos: (start + i) as u32 }).collect();
-            let last = done + batch.len() == new.len();
-            let rows: Vec<u32> = match wanted {
-                Wanted::All => (0..batch.len() as u32).collect(),
-                Wanted::Last if last => vec![batch.len() as u32 - 1],
-                Wanted::Last => vec![],
+        let size = engine.batch;
+        for ids in new.chunks(size) {
+            let last = done + ids.len() == new.len();
+            let wanted = match wanted {
+                Wanted::Last if !last => Wanted::None,
+                Wanted::None | Wanted::Last | Wanted::All => wanted,
             };
-            let logits = engine.forward(&Env { tokens: &run, rows: &rows, pages: &[&self.pages] })?;
-            done += batch.len();
-            self.ids.extend_from_slice(batch);
+            let logits = advance(engine, &mut [Span { session: self, ids, wanted }])?;
+            done += ids.len();
             if see(done, logits).is_break() && !last {
                 return Err(EngineError::Interrupted);
             }
         }
         Ok(())
     }
+
+    /// Takes the pages that `new` more tokens need.
+    fn reserve(&mut self, engine: &mut Engine, new: usize) -> Result<(), EngineError> {
+        let tokens = self.ids.len() + new;
+        if new == 0 {
+            return Err(EngineError::EmptyPrompt);
+        }
+        if tokens > engine.context {
+            return Err(EngineError::ContextFull { tokens, context: engine.context });
+        }
+        // A run that failed may have left pages that hold nothing yet.
+        let missing = tokens.div_ceil(PAGE_TOKENS).saturating_sub(self.pages.len());
+        self.pages.extend(engine.take_pages(missing)?);
+        Ok(())
+    }
+}
+
+/// Appends tokens to several timelines in one run, which reads the weights once for all of them; returns the logits
+/// wanted, span after span: (rows, vocab).
+///
+/// All spans together hold at most `Engine::batch` tokens. If the run fails, no timeline has changed.
+pub fn advance<'e>(engine: &'e mut Engine, spans: &mut [Span]) -> Result<&'e mut [f32], EngineError> {
+    let total: usize = spans.iter().map(|span| span.ids.len()).sum();
+    if total > engine.batch {
+        return Err(EngineError::BatchFull { tokens: total, batch: engine.batch });
+    }
+    for span in &mut *spans {
+        span.session.reserve(engine, span.ids.len())?;
+    }
+    let mut tokens = Vec::with_capacity(total);
+    let mut rows = vec![];
+    for (seq, span) in spans.iter().enumerate() {
+        let first = tokens.len() as u32;
+        let start = span.session.ids.len();
+        let place = |(i, &id)| Token { id, seq: seq as u32, pos: (start + i) as u32 };
+        tokens.extend(span.ids.iter().enumerate().map(place));
+        let end = tokens.len() as u32;
+        match span.wanted {
+            Wanted::None => {}
+            Wanted::Last => rows.push(end - 1),
+            Wanted::All => rows.extend(first..end),
+        }
+    }
+    let pages: Vec<&[u32]> = spans.iter().map(|span| &span.session.pages[..]).collect();
+    engine.forward(&Env { tokens: &tokens, rows: &rows, pages: &pages })?;
+    spans.iter_mut().for_each(|span| span.session.ids.extend_from_slice(span.ids));
+    Ok(&mut engine.logits)
 }
