@@ -8,6 +8,7 @@ use std::ops::Range;
 
 pub use picks::PickLog;
 
+use crate::experts::disk::DiskError;
 use crate::plan::Slot;
 
 /// One token of a run.
@@ -41,6 +42,9 @@ pub enum BackendError {
     /// A device is gone or has no memory left: what it held can not be relied on.
     #[error("{0}")]
     Lost(String),
+    /// An expert could not be read.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
 }
 
 /// How cached keys and values are stored.

@@ -5,6 +5,7 @@
 
 mod bandwidth;
 mod bench;
+mod budget;
 mod chat;
 mod complete;
 mod completions;

@@ -22,6 +22,9 @@ use self::gpus::Sizes;
 use self::record::Recorder;
 use crate::backend::{Backend, BackendError, Env, KvFormat, PickLog, Token};
 use crate::cpu::{Cpu, CpuConfig, InputSums};
+use crate::experts::rates;
+use crate::experts::store::Counters as TierCounters;
+use crate::experts::tier::{Tier, TierError, Tiers};
 use crate::gguf::{Gguf, GgufError};
 use crate::gpu::GpuError;
 pub use crate::gpu::{AdapterReport, Counters, Devices, Gpu, Handicap, Listing, Times, quiet_drivers};
@@ -48,6 +51,8 @@ pub enum EngineError {
     LayersDoNotFit { wanted: usize, fits: usize, budget: u64 },
     #[error("an importance matrix is collected on the CPU; use --gpu off")]
     ObservedOnGpu,
+    #[error(transparent)]
+    Tier(#[from] TierError),
     #[error("the prompt is empty; give at least one token")]
     EmptyPrompt,
     #[error("{tokens} tokens do not fit the context of {context}; shorten the prompt or raise it with -c")]
@@ -91,6 +96,8 @@ pub struct EngineConfig {
     pub sessions: usize,
     /// Sum up the squared inputs of all matrices, for an importance matrix.
     pub observe_inputs: bool,
+    /// A memory budget: experts beyond it stay on disk and are read when they are picked.
+    pub tiers: Option<Tiers>,
     /// Write what the routers pick to this file.
     pub trace: Option<PathBuf>,
     pub gpu: GpuOptions,
@@ -132,6 +139,7 @@ impl Default for EngineConfig {
             observe_inputs: false,
             gpu: GpuOptions::default(),
             notice: |_| {},
+            tiers: None,
             trace: None,
         }
     }
@@ -141,6 +149,7 @@ impl Default for EngineConfig {
 struct Observers {
     input_sums: Option<Arc<InputSums>>,
     picks: Option<Arc<PickLog>>,
+    tier: Option<Arc<Tier>>,
 }
 
 /// A loaded model.
@@ -158,6 +167,7 @@ pub struct Engine {
     /// Rises when executors were replaced and what they cached is gone.
     epoch: u32,
     input_sums: Option<Arc<InputSums>>,
+    tier: Option<Arc<Tier>>,
     recorder: Option<Recorder>,
 }
 
@@ -173,7 +183,7 @@ impl Engine {
             return Err(EngineError::ObservedOnGpu);
         }
         let plan = models::plan(&gguf, &config.rope)?;
-        let (plan, backend, Observers { input_sums, picks }) =
+        let (plan, backend, Observers { input_sums, picks, tier }) =
             match Engine::backend(&gguf, Outline::new(&plan, config), config) {
                 Ok(made) => made,
                 Err(e) if config.gpu.choice == GpuChoice::Auto && e.is_of_gpu() => {
@@ -201,6 +211,7 @@ impl Engine {
             config: config.clone(),
             epoch: 0,
             input_sums,
+            tier,
             recorder,
         })
     }
@@ -229,7 +240,15 @@ impl Engine {
         let weights = Weights::new(gguf.clone(), Arc::clone(&plan));
         let gpus = outline.open(&weights, config)?;
         let cpu_config = CpuConfig { threads: config.threads(), batch, pages, kv, exact: config.exact };
-        let mut cpu = Cpu::new(weights, &cpu_config)?;
+        let mut cpu = Cpu::new(weights.clone(), &cpu_config)?;
+        let tier = match &config.tiers {
+            // Vocabulary and the like come after this and are small.
+            Some(tiers) => Tier::open(&weights, tiers, cpu.buffer_bytes() + rates::own_bytes())?.map(Arc::new),
+            None => None,
+        };
+        if let Some(tier) = &tier {
+            cpu.set_tier(Arc::clone(tier));
+        }
         let input_sums = config.observe_inputs.then(|| Arc::new(InputSums::new(&plan)));
         if let Some(sums) = &input_sums {
             cpu.observe(Arc::clone(sums));
@@ -238,7 +257,7 @@ impl Engine {
         if let Some(log) = &picks {
             cpu.log_picks(Arc::clone(log));
         }
-        Ok((Arc::clone(&plan), Split::new(plan, cpu, gpus), Observers { input_sums, picks }))
+        Ok((Arc::clone(&plan), Split::new(plan, cpu, gpus), Observers { input_sums, picks, tier }))
     }
 
     /// The GPUs that are in use.
@@ -260,8 +279,8 @@ impl Engine {
         }
         (self.config.notice)(&format!("going on with the CPU: {e}"));
         let outline = Outline::cpu(models::plan(&self.gguf, &self.config.rope)?);
-        let (plan, backend, Observers { input_sums, picks }) = Engine::backend(&self.gguf, Ok(outline), &self.config)?;
-        (self.plan, self.backend, self.input_sums) = (plan, backend, input_sums);
+        let (plan, backend, Observers { input_sums, picks, tier }) = Engine::backend(&self.gguf, Ok(outline), &self.config)?;
+        (self.plan, self.backend, self.input_sums, self.tier) = (plan, backend, input_sums, tier);
         if let (Some(recorder), Some(picks)) = (&mut self.recorder, picks) {
             recorder.follow(picks);
         }
@@ -277,6 +296,11 @@ impl Engine {
     /// Starts counting anew on all GPUs.
     pub fn reset_counters(&mut self) {
         self.backend.gpus_mut().iter_mut().for_each(Gpu::reset_counters);
+    }
+
+    /// What the RAM tier did so far; `None` when all weights are computed from the mapping.
+    pub fn tier_counters(&self) -> Option<TierCounters> {
+        self.tier.as_ref().map(|tier| tier.store.counters())
     }
 
     /// The model file.
