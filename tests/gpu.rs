@@ -215,6 +215,50 @@ fn wanted_rows_are_taken_and_their_logits_come_back_in_rounds() {
     }
 }
 
+#[test]
+fn the_largest_logit_of_each_wanted_row_is_found_without_reading_the_others() {
+    for vocab in [1, 255, 256, 257, 1000, 70_001] {
+        let mut case = Case::new();
+        let x = case.input(32);
+        let taken = case.taken_slot(32);
+        let weight = case.weight(Format::Q8_0, &[32, vocab]);
+        let out = case.taken_slot(vocab);
+        case.push(Op::TakeRows { x, out: taken });
+        case.push(Op::Linear { x: taken, norm: None, parts: vec![Part { weight, bias: None, out }], add: false });
+        (case.logits, case.vocab) = (Some(out), vocab);
+        // The rows of 70,001 logits come in rounds when a binding holds fewer.
+        let handicap = Handicap { binding_bytes: Some(1 << 20), ..Handicap::default() };
+        let Some(mut gpu) = case.gpu(9, 1, &Setting { handicap, ..Setting::default() }) else { return };
+        let mut cpu = case.cpu(9, 1, KvFormat::F16);
+        let tokens: Vec<Token> = (0..9).map(|pos| Token { id: 0, seq: 0, pos }).collect();
+        for rows in [vec![0], vec![8], vec![1, 2, 4, 5, 7, 8]] {
+            let env = Env { tokens: &tokens, rows: &rows, pages: &[&[0]] };
+            let mut values = case.fill(9, rows.len() as u64).remove(0).1;
+            // Equal logits everywhere: the first one counts.
+            values[8 * 32..].fill(0.0);
+            cpu.write(x, &values).unwrap();
+            gpu.write(x, &values).unwrap();
+            gpu.reset_counters();
+            let (mut expected, mut found) = (vec![None; rows.len()], vec![None; rows.len()]);
+            cpu.run_best(0..2, &env, (out, vocab), &mut expected).unwrap();
+            gpu.run_best(0..2, &env, (out, vocab), &mut found).unwrap();
+            assert_eq!(found, expected, "{vocab} logits of rows {rows:?}");
+            assert!(rows.last() != Some(&8) || found.last() == Some(&Some(0)), "ties go to the lowest");
+            let counters = gpu.counters();
+            assert_eq!((counters.submits, counters.read_back_bytes), (1, 4 * rows.len() as u64));
+        }
+        // What is not finite is told, wherever it lies.
+        let mut values = case.fill(9, 1).remove(0).1;
+        values[3 * 32] = f32::NAN;
+        values[4 * 32] = f32::INFINITY;
+        gpu.write(x, &values).unwrap();
+        let mut found = [None; 3];
+        gpu.run_best(0..2, &Env { tokens: &tokens, rows: &[2, 3, 4], pages: &[&[0]] }, (out, vocab), &mut found)
+            .unwrap();
+        assert_eq!(found.map(|best| best.is_some()), [true, false, false]);
+    }
+}
+
 /// Rope, store and attention over one cache.
 struct AttentionCase {
     heads: Heads,

@@ -5,9 +5,11 @@
 
 mod bandwidth;
 mod bench;
+mod budget;
 mod chat;
 mod complete;
 mod completions;
+mod counters;
 mod devices;
 mod gpu;
 mod eval;
@@ -19,6 +21,7 @@ mod interrupt;
 mod list;
 mod load;
 mod logits;
+mod lsp;
 mod man;
 mod memory;
 mod npy;

@@ -25,6 +25,9 @@ use self::hybrid::{Hybrid, page_experts};
 use self::record::Recorder;
 use crate::backend::{Backend, BackendError, Env, KvFormat, PickLog, Token};
 use crate::cpu::{Cpu, CpuConfig, InputSums};
+use crate::experts::rates;
+use crate::experts::store::Counters as TierCounters;
+use crate::experts::tier::{Tier, TierError, Tiers};
 use crate::gguf::{Gguf, GgufError};
 use crate::gpu::GpuError;
 pub use crate::gpu::{AdapterReport, Counters, Devices, Gpu, Handicap, Listing, Times, quiet_drivers};
@@ -51,6 +54,8 @@ pub enum EngineError {
     LayersDoNotFit { wanted: usize, fits: usize, budget: u64 },
     #[error("an importance matrix is collected on the CPU; use --gpu off")]
     ObservedOnGpu,
+    #[error(transparent)]
+    Tier(#[from] TierError),
     #[error("the prompt is empty; give at least one token")]
     EmptyPrompt,
     #[error("{tokens} tokens do not fit the context of {context}; shorten the prompt or raise it with -c")]
@@ -96,6 +101,8 @@ pub struct EngineConfig {
     pub sessions: usize,
     /// Sum up the squared inputs of all matrices, for an importance matrix.
     pub observe_inputs: bool,
+    /// A memory budget: experts beyond it stay on disk and are read when they are picked.
+    pub tiers: Option<Tiers>,
     /// Write what the routers pick to this file.
     pub trace: Option<PathBuf>,
     pub gpu: GpuOptions,
@@ -139,6 +146,7 @@ impl Default for EngineConfig {
             gpu: GpuOptions::default(),
             experts: ExpertOptions::default(),
             notice: |_| {},
+            tiers: None,
             trace: None,
         }
     }
@@ -148,6 +156,7 @@ impl Default for EngineConfig {
 struct Observers {
     input_sums: Option<Arc<InputSums>>,
     picks: Option<Arc<PickLog>>,
+    tier: Option<Arc<Tier>>,
 }
 
 /// A loaded model.
@@ -160,10 +169,12 @@ pub struct Engine {
     batch: usize,
     threads: usize,
     logits: Vec<f32>, // (r, vocab) of the last run
+    best: Option<u32>,
     config: EngineConfig,
     /// Rises when executors were replaced and what they cached is gone.
     epoch: u32,
     input_sums: Option<Arc<InputSums>>,
+    tier: Option<Arc<Tier>>,
     recorder: Option<Recorder>,
 }
 
@@ -179,7 +190,7 @@ impl Engine {
             return Err(EngineError::ObservedOnGpu);
         }
         let plan = models::plan(&gguf, &config.rope)?;
-        let (plan, backend, Observers { input_sums, picks }) =
+        let (plan, backend, Observers { input_sums, picks, tier }) =
             match Engine::backend(&gguf, Outline::new(&plan, config), config) {
                 Ok(made) => made,
                 Err(e) if config.gpu.choice == GpuChoice::Auto && e.is_of_gpu() => {
@@ -203,9 +214,11 @@ impl Engine {
             batch,
             threads: config.threads(),
             logits: vec![],
+            best: None,
             config: config.clone(),
             epoch: 0,
             input_sums,
+            tier,
             recorder,
         })
     }
@@ -238,7 +251,15 @@ impl Engine {
             None => None,
         };
         let cpu_config = CpuConfig { threads: config.threads(), batch, pages, kv, exact: config.exact };
-        let mut cpu = Cpu::new(weights, &cpu_config)?;
+        let mut cpu = Cpu::new(weights.clone(), &cpu_config)?;
+        let tier = match &config.tiers {
+            // Vocabulary and the like come after this and are small.
+            Some(tiers) => Tier::open(&weights, tiers, cpu.buffer_bytes() + rates::own_bytes())?.map(Arc::new),
+            None => None,
+        };
+        if let Some(tier) = &tier {
+            cpu.set_tier(Arc::clone(tier));
+        }
         let input_sums = config.observe_inputs.then(|| Arc::new(InputSums::new(&plan)));
         if let Some(sums) = &input_sums {
             cpu.observe(Arc::clone(sums));
@@ -251,7 +272,7 @@ impl Engine {
         if let Some(log) = &picks {
             split.log_picks(Arc::clone(log));
         }
-        Ok((plan, split, Observers { input_sums, picks }))
+        Ok((plan, split, Observers { input_sums, picks, tier }))
     }
 
     /// The GPUs that are in use.
@@ -273,8 +294,9 @@ impl Engine {
         }
         (self.config.notice)(&format!("going on with the CPU: {e}"));
         let outline = Outline::cpu(models::plan(&self.gguf, &self.config.rope)?);
-        let (plan, backend, Observers { input_sums, picks }) = Engine::backend(&self.gguf, Ok(outline), &self.config)?;
-        (self.plan, self.backend, self.input_sums) = (plan, backend, input_sums);
+        let (plan, backend, Observers { input_sums, picks, tier }) =
+            Engine::backend(&self.gguf, Ok(outline), &self.config)?;
+        (self.plan, self.backend, self.input_sums, self.tier) = (plan, backend, input_sums, tier);
         if let (Some(recorder), Some(picks)) = (&mut self.recorder, picks) {
             recorder.follow(picks);
         }
@@ -295,6 +317,11 @@ impl Engine {
     /// Starts counting anew on all GPUs.
     pub fn reset_counters(&mut self) {
         self.backend.gpus_mut().iter_mut().for_each(Gpu::reset_counters);
+    }
+
+    /// What the RAM tier did so far; `None` when all weights are computed from the mapping.
+    pub fn tier_counters(&self) -> Option<TierCounters> {
+        self.tier.as_ref().map(|tier| tier.store.counters())
     }
 
     /// The model file.
@@ -327,16 +354,18 @@ impl Engine {
         self.threads
     }
 
-    /// Runs the whole plan for these tokens; returns the logits of `env.rows`: (r, vocab).
-    fn forward(&mut self, env: &Env) -> Result<&[f32], EngineError> {
+    /// Runs the whole plan for these tokens and keeps the logits of `env.rows`: (r, vocab).
+    fn forward(&mut self, env: &Env) -> Result<(), EngineError> {
         self.compute(env)?;
-        if let Some(recorder) = &mut self.recorder {
-            recorder.run(env)?;
-        }
-        Ok(&self.logits)
+        self.record(env)
     }
 
-    /// The same, without a word in the trace.
+    /// Appends the run to the trace, if there is one.
+    fn record(&mut self, env: &Env) -> Result<(), EngineError> {
+        self.recorder.as_mut().map_or(Ok(()), |recorder| recorder.run(env))
+    }
+
+    /// As `forward`, without a word in the trace.
     fn compute(&mut self, env: &Env) -> Result<(), EngineError> {
         self.backend.run(0..self.plan.steps.len(), env)?;
         self.logits.resize(env.rows.len() * self.plan.vocab, 0.0);
@@ -344,6 +373,31 @@ impl Engine {
             self.backend.read(self.plan.logits, &mut self.logits)?;
         }
         Ok(())
+    }
+
+    /// Runs the whole plan for these tokens and keeps the id of the last row's largest logit.
+    fn forward_best(&mut self, env: &Env) -> Result<(), EngineError> {
+        let mut best = vec![None; env.rows.len()];
+        self.backend.run_best(0..self.plan.steps.len(), env, (self.plan.logits, self.plan.vocab), &mut best)?;
+        self.logits.clear();
+        self.best = best.last().copied().flatten();
+        self.record(env)
+    }
+
+    /// The id of the largest logit of the last token that was run with `Wanted::Best`, the lowest of equals; `None` when
+    /// a logit was not finite.
+    pub fn best(&self) -> Option<u32> {
+        self.best
+    }
+
+    /// The logits of the last token that was run, also when only the largest was wanted: (vocab).
+    pub fn last_logits(&mut self) -> Result<&mut [f32], EngineError> {
+        if self.logits.is_empty() {
+            self.logits.resize(self.plan.vocab, 0.0);
+            self.backend.read(self.plan.logits, &mut self.logits)?;
+        }
+        let first = self.logits.len() - self.plan.vocab;
+        Ok(&mut self.logits[first..])
     }
 
     /// Runs one batch step by step on a fresh timeline; `see` gets each step's index and the rows of every slot that it

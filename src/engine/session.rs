@@ -15,6 +15,8 @@ pub enum Wanted {
     Last,
     /// Every computed token's, batch by batch.
     All,
+    /// None: only which is the last token's largest, for `Engine::best`.
+    Best,
 }
 
 /// New tokens of one timeline in a run.
@@ -100,8 +102,8 @@ impl Session {
         for ids in new.chunks(size) {
             let last = done + ids.len() == new.len();
             let wanted = match wanted {
-                Wanted::Last if !last => Wanted::None,
-                Wanted::None | Wanted::Last | Wanted::All => wanted,
+                Wanted::Last | Wanted::Best if !last => Wanted::None,
+                Wanted::None | Wanted::Last | Wanted::All | Wanted::Best => wanted,
             };
             let logits = advance(engine, &mut [Span { session: self, ids, wanted }])?;
             done += ids.len();
@@ -165,20 +167,25 @@ pub fn advance<'e>(engine: &'e mut Engine, spans: &mut [Span]) -> Result<&'e mut
         let end = tokens.len() as u32;
         match span.wanted {
             Wanted::None => {}
-            Wanted::Last => rows.push(end - 1),
+            Wanted::Last | Wanted::Best => rows.push(end - 1),
             Wanted::All => rows.extend(first..end),
         }
     }
-    let pages: Vec<&[u32]> = spans.iter().map(|span| &span.session.pages[..]).collect();
-    let result = engine.forward(&Env { tokens: &tokens, rows: &rows, pages: &pages }).map(drop);
-    if let Err(e) = result {
+    // Whose logits one span wants are those of all.
+    let best = spans.iter().any(|span| span.wanted == Wanted::Best)
+        && spans.iter().all(|span| matches!(span.wanted, Wanted::Best | Wanted::None));
+    let run = |engine: &mut Engine, spans: &[Span]| {
+        let pages: Vec<&[u32]> = spans.iter().map(|span| &span.session.pages[..]).collect();
+        let env = Env { tokens: &tokens, rows: &rows, pages: &pages };
+        if best { engine.forward_best(&env) } else { engine.forward(&env) }
+    };
+    if let Err(e) = run(engine, spans) {
         // A lost GPU took the caches with it: without it, all is computed anew.
         engine.leave_gpus(e)?;
         for span in &mut *spans {
             span.session.refresh(engine)?;
         }
-        let pages: Vec<&[u32]> = spans.iter().map(|span| &span.session.pages[..]).collect();
-        engine.forward(&Env { tokens: &tokens, rows: &rows, pages: &pages })?;
+        run(engine, spans)?;
     }
     spans.iter_mut().for_each(|span| span.session.ids.extend_from_slice(span.ids));
     Ok(&mut engine.logits)

@@ -27,13 +27,15 @@ pub struct Split {
     hybrid: Option<Hybrid>,
     /// Who wants to know what the routers pick.
     log: Option<Arc<PickLog>>,
+    /// Of the logits only the largest is wanted.
+    best: bool,
 }
 
 impl Split {
     /// Executors that were made for this placed plan.
     pub fn new(plan: Arc<Plan>, cpu: Cpu, gpus: Vec<Gpu>) -> Split {
         let home = vec![Side::Cpu; plan.slots.len()];
-        Split { stages: stages(&plan), plan, cpu, gpus, home, hop: vec![], hybrid: None, log: None }
+        Split { stages: stages(&plan), plan, cpu, gpus, home, hop: vec![], hybrid: None, log: None, best: false }
     }
 
     /// From now on the experts that have slots come and go.
@@ -72,7 +74,12 @@ impl Split {
                 // A part of a stage reads back only what it wrote itself.
                 let wanted: Vec<Slot> = wanted.iter().copied().filter(|slot| written().any(|s| s == *slot)).collect();
                 let from = self.run_experts(gpu as usize, steps.clone(), env)?;
-                self.gpus[gpu as usize].submit(from..steps.end, &wanted)?;
+                let gpu = &mut self.gpus[gpu as usize];
+                if self.best && wanted == [plan.logits] {
+                    gpu.submit_best(from..steps.end, &[])?;
+                } else {
+                    gpu.submit(from..steps.end, &wanted)?;
+                }
             }
         }
         for slot in written() {
@@ -162,6 +169,24 @@ impl Backend for Split {
         match &mut self.hybrid {
             Some(hybrid) if steps == (0..self.plan.steps.len()) => hybrid.end(&mut self.gpus, env, self.log.as_deref()),
             _ => Ok(()),
+        }
+    }
+
+    fn run_best(
+        &mut self,
+        steps: Range<usize>,
+        env: &Env,
+        logits: (Slot, usize),
+        best: &mut [Option<u32>],
+    ) -> Result<(), BackendError> {
+        self.best = true;
+        let result = self.run(steps.clone(), env);
+        self.best = false;
+        result?;
+        match self.home[logits.0.0 as usize] {
+            Side::Gpu(gpu) => self.gpus[gpu as usize].read_best(best),
+            // The steps are done: only the logits are looked at.
+            Side::Cpu => self.cpu.run_best(steps.end..steps.end, env, logits, best),
         }
     }
 

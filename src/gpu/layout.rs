@@ -1,10 +1,13 @@
 //! How weights lie in GPU memory: each row as planes of equal block parts, every plane and row a whole number of vec4.
 //!
 //! A lane wants 16 bytes of quants in one aligned load. GGML's blocks of 18, 22, 34, 110 or 210 bytes are aligned to two,
-//! so every load would be two or three words shifted together (funnel loads). Repacking costs nothing that upload does
-//! not cost anyway: bytes pass through the CPU once on their way to staging memory. It adds no bytes but the padding of
-//! a plane's end, and a row stays one piece, so banks and expert slots are cut as in the file. Q4_K and Q5_K blocks are
-//! whole vec4s with their scales in front: they stay as they are. The CPU never sees this layout.
+//! so every load would be words shifted together (funnel loads): 13 loads a unit of 32 weights in place of 4 for Q6_K, 9
+//! in place of 3 for Q8_0. Measured on Mesa's software Vulkan, a product of 8960 x 1536, five paired runs: funnel loads
+//! take 1.1 to 1.3 times as long for Q6_K and 1.0 to 1.25 times for Q8_0, though the rows are 0.3% and 0% shorter (1260
+//! and 1632 bytes against 1264 and 1632). Repacking costs nothing that upload does not cost anyway: bytes pass through
+//! the CPU once on their way to staging memory. It adds no bytes but the padding of a plane's end, and a row stays one
+//! piece, so banks and expert slots are cut as in the file. Q4_K and Q5_K blocks are whole vec4s with their scales in
+//! front: they stay as they are. The CPU never sees this layout.
 
 use rynd_quant::Format;
 

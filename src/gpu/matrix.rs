@@ -6,7 +6,8 @@
 
 use rynd_quant::Format;
 
-use super::device::{Device, GpuError};
+use super::device::Device;
+use super::error::GpuError;
 use super::layout::{Layout, QUAD};
 use super::upload::Uploader;
 use crate::plan::{Plan, Weight, WeightId};
@@ -58,13 +59,15 @@ impl Rows {
         self.weights(plan).iter().map(|w| w.rows).sum()
     }
 
-    /// Rows that a bank never cuts: an expert's, or a (gate, up) pair.
-    fn granule(&self, plan: &Plan) -> usize {
-        match self {
+    /// Rows of a bank of at most so many bytes; 0 when not even one piece fits.
+    fn bank_rows(&self, plan: &Plan, row_bytes: usize, bank_bytes: u64) -> usize {
+        // A bank never cuts an expert, nor a (gate, up) pair.
+        let granule = match self {
             _ if self.weights(plan)[0].experts > 1 => self.expert_rows(plan),
             Rows::Stacked(_) => 1,
             Rows::Paired(..) => 2,
-        }
+        };
+        bank_bytes as usize / row_bytes / granule * granule
     }
 
     /// Banks that the matrix takes.
@@ -72,7 +75,7 @@ impl Rows {
         let first = self.weights(plan)[0];
         let Some(layout) = Layout::of(first.format) else { return 0 };
         let rows = self.expert_rows(plan) * first.experts;
-        rows.div_ceil(whole_rows(bank_bytes, self.granule(plan), layout.row_bytes(first.k)).max(1))
+        rows.div_ceil(self.bank_rows(plan, layout.row_bytes(first.k), bank_bytes).max(1))
     }
 
     /// Why these rows can not be one matrix on a GPU.
@@ -112,7 +115,10 @@ impl Matrix {
         let row_bytes = layout.row_bytes(first.k);
         let expert_rows = rows.expert_rows(plan);
         let all = expert_rows * first.experts;
-        let most = bank_rows(device, &what, rows.granule(plan), row_bytes)?;
+        let most = rows.bank_rows(plan, row_bytes, device.binding_bytes());
+        if most == 0 {
+            return Err(too_large(device, what, expert_rows * row_bytes));
+        }
         let sources: Vec<(&[u8], usize)> =
             rows.tensors().into_iter().map(|id| (weights.bytes(id), plan.weight(id).row_bytes())).collect();
         let source = |row: usize| -> &[u8] {
@@ -159,7 +165,10 @@ impl Matrix {
         slots: usize,
     ) -> Result<Matrix, GpuError> {
         let row_bytes = layout.row_bytes(k);
-        let most = bank_rows(device, "an expert", rows, row_bytes)?;
+        let most = device.binding_bytes() as usize / row_bytes / rows * rows;
+        if most == 0 {
+            return Err(too_large(device, "an expert".to_owned(), rows * row_bytes));
+        }
         let mut banks = vec![];
         for first_row in (0..rows * slots).step_by(most) {
             let rows = most.min(rows * slots - first_row);
@@ -175,21 +184,13 @@ impl Matrix {
     }
 }
 
-/// Rows of a bank: whole granules, as many as one binding holds.
-fn bank_rows(device: &Device, what: &str, granule: usize, row_bytes: usize) -> Result<usize, GpuError> {
-    let limit = device.binding_bytes();
-    match whole_rows(limit, granule, row_bytes) {
-        0 => Err(GpuError::TooLarge {
-            adapter: device.report().name.clone(),
-            what: what.to_owned(),
-            bytes: (granule * row_bytes) as u64,
-            limit,
-            advice: "leave this layer on the CPU with --gpu-layers",
-        }),
-        most => Ok(most),
+/// One expert, or one row, that no binding holds.
+fn too_large(device: &Device, what: String, bytes: usize) -> GpuError {
+    GpuError::TooLarge {
+        adapter: device.report().name.clone(),
+        what,
+        bytes: bytes as u64,
+        limit: device.binding_bytes(),
+        advice: "leave this layer on the CPU with --gpu-layers",
     }
-}
-
-fn whole_rows(bank_bytes: u64, granule: usize, row_bytes: usize) -> usize {
-    bank_bytes as usize / row_bytes / granule * granule
 }

@@ -6,8 +6,10 @@
 //! One `Gpu` is one device and one side of a plan; several may be open on one adapter. It knows no architecture, and
 //! refuses by `refusal` what it can not run: placement leaves that on the CPU.
 
+mod adapters;
 mod counts;
 mod device;
+mod error;
 mod expert_slots;
 pub mod kernels;
 mod layout;
@@ -26,15 +28,17 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+pub use adapters::{AdapterReport, Devices, Listing, quiet_drivers};
 pub use counts::dispatches;
-pub use device::{AdapterReport, Counters, Device, Devices, GpuError, Handicap, Listing, quiet_drivers};
+pub use device::{Counters, Device, Handicap};
+pub use error::GpuError;
 pub use expert_slots::{ExpertUploader, NO_SLOT, SlotPool, Ticket, expert_slot_bytes};
 pub use layout::Layout;
 pub use ops::refusal;
 pub use timer::Times;
 
 use self::expert_slots::Pool;
-use self::ops::{Adder, KvBuffers, Prepared, Setup, TileSets};
+use self::ops::{Adder, Best, KvBuffers, Prepared, Setup, TileSets};
 use self::slots::{Slots, values_bytes};
 use self::timer::Timer;
 use self::vectors::Vectors;
@@ -70,6 +74,8 @@ pub struct Gpu {
     pending: Vec<run::ReadBack>,
     spare: Vec<wgpu::Buffer>, // for read-backs
     pools: Arc<[Pool]>,
+    best: Option<Best>, // where the logits are
+    best_pending: Option<run::ReadBack>,
     adders: HashMap<Slot, Adder>,
     adds: Vec<Slot>, // rows of the host that the next submission adds
     pad: run::Scratchpad,
@@ -141,6 +147,8 @@ impl Gpu {
         let steps = (0..plan.steps.len())
             .map(|step| is_mine(step).then(|| Prepared::new(&mut setup, step)).transpose())
             .collect::<Result<_, _>>()?;
+        let logits = plan.logits;
+        let best = slots.get(logits).is_some().then(|| Best::new(&setup, logits)).transpose()?;
         let mut adders = HashMap::new();
         for op in ops() {
             if let Op::Experts { out, .. } = op
@@ -164,6 +172,8 @@ impl Gpu {
             pending: vec![],
             spare: vec![],
             pools,
+            best,
+            best_pending: None,
             adders,
             adds: vec![],
             pad: run::Scratchpad::default(),
@@ -235,6 +245,18 @@ impl Backend for Gpu {
         let ends_in_logits = self.plan.steps[last].op.writes().contains(&logits);
         self.begin(env)?;
         self.submit(steps, if ends_in_logits { std::slice::from_ref(&logits) } else { &[] })
+    }
+
+    fn run_best(
+        &mut self,
+        steps: Range<usize>,
+        env: &Env,
+        _: (Slot, usize),
+        best: &mut [Option<u32>],
+    ) -> Result<(), BackendError> {
+        self.begin(env)?;
+        self.submit_best(steps, &[])?;
+        self.read_best(best)
     }
 
     fn read(&mut self, slot: Slot, out: &mut [f32]) -> Result<(), BackendError> {

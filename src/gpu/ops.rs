@@ -5,6 +5,7 @@
 
 mod add;
 mod attention;
+mod best;
 mod dense;
 mod experts;
 
@@ -15,10 +16,12 @@ use rynd_quant::Format;
 
 pub(super) use add::Adder;
 pub(super) use attention::{Attention, KvBuffers, RopeStore, TileSets, dispatches as attention_dispatches, page_bytes};
+pub(super) use best::Best;
 pub(super) use dense::{Embed, Gated, Linear, NormStep, TakeRows};
 pub(super) use experts::{BANKS as EXPERT_BANKS, ExpertWeights, Experts, Router};
 
-use super::device::{Device, GpuError};
+use super::device::Device;
+use super::error::GpuError;
 use super::expert_slots::Pool;
 use super::kernels::Team;
 use super::matrix::{Matrix, Rows};

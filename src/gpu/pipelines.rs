@@ -7,7 +7,8 @@
 
 use std::collections::HashMap;
 
-use super::device::{Counters, Device, GpuError};
+use super::device::{Counters, Device};
+use super::error::GpuError;
 use super::kernels::{Access, Kernel, Overrides};
 use super::shaders::Assembled;
 use super::timer::Timer;
@@ -215,7 +216,8 @@ impl<'a> Recorder<'a> {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
-    use super::super::device::{Devices, Handicap};
+    use super::super::adapters::Devices;
+    use super::super::device::Handicap;
     use super::super::shaders::assemble;
     use super::*;
 

@@ -9,7 +9,8 @@ use std::ops::Range;
 use std::sync::mpsc::{Receiver, channel};
 
 use super::Gpu;
-use super::device::{Device, GpuError};
+use super::device::Device;
+use super::error::GpuError;
 use super::ops::RunShape;
 use super::pipelines::Recorder;
 use super::slots::View;
@@ -61,6 +62,15 @@ impl Gpu {
     /// Submits those of the steps that this side has, without waiting for them. The `wanted` slots, as they are after
     /// the steps, are copied to the host in the same submission: `read` waits for them.
     pub fn submit(&mut self, steps: Range<usize>, wanted: &[Slot]) -> Result<(), BackendError> {
+        self.submit_all(steps, wanted, false)
+    }
+
+    /// The same for steps that end in logits, of which only each row's largest is wanted: `read_best` waits for them.
+    pub fn submit_best(&mut self, steps: Range<usize>, wanted: &[Slot]) -> Result<(), BackendError> {
+        self.submit_all(steps, wanted, true)
+    }
+
+    fn submit_all(&mut self, steps: Range<usize>, wanted: &[Slot], best: bool) -> Result<(), BackendError> {
         let here = |step: &usize| self.steps[*step].is_some();
         let nothing = !steps.clone().any(|step| here(&step)) && wanted.is_empty() && self.adds.is_empty();
         if self.pad.tokens == 0 || nothing {
@@ -90,6 +100,13 @@ impl Gpu {
             }
         }
 
+        let best = self.best.as_ref().filter(|_| best && rows > 0).map(|step| step.ids.clone());
+        let best = best.map(|ids| Ok::<_, GpuError>((ids, self.host_buffer(rows as u64 * 4)?))).transpose()?;
+        if let Some(old) = self.best_pending.take() {
+            old.wait(&self.device)?;
+            self.keep(old.host);
+        }
+
         let mut encoder = self.device.wgpu().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         for round in 0..rounds {
             let first = round * most;
@@ -115,6 +132,9 @@ impl Gpu {
                     prepared.record(&mut recorder, &shape, is_taken(&self.plan, step));
                 }
             }
+            if let (Some(_), Some(step)) = (&best, &self.best) {
+                step.record(&mut recorder, first, rows);
+            }
             drop(recorder);
             for (slot, all, host) in &copies {
                 let (view, buffer) = self.slots.of(*slot);
@@ -130,8 +150,16 @@ impl Gpu {
             timer.resolve(&mut encoder);
         }
         let mapped: Vec<_> = copies.iter().map(|(_, _, host)| map_on_submit(&encoder, host)).collect();
+        let best = best.map(|(ids, host)| {
+            encoder.copy_buffer_to_buffer(&ids, 0, &host, 0, rows as u64 * 4);
+            (map_on_submit(&encoder, &host), host)
+        });
         let submission = self.device.queue().submit([encoder.finish()]);
         self.counters.submits += 1;
+        self.best_pending = best.map(|(mapped, host)| {
+            let submission = submission.clone();
+            ReadBack { slot: self.plan.logits, rows, host, submission, mapped }
+        });
         for ((slot, rows, host), mapped) in copies.into_iter().zip(mapped) {
             self.pending.push(ReadBack { slot, rows, host, submission: submission.clone(), mapped });
         }
@@ -190,6 +218,27 @@ impl Gpu {
         read_back.wait(&self.device)?;
         let bytes = read_back.host.get_mapped_range(..).map_err(|e| self.device.lost(e.to_string()))?;
         copy_rows(bytemuck::cast_slice(&bytes), view, out);
+        drop(bytes);
+        self.keep(read_back.host);
+        Ok(())
+    }
+
+    /// The id of the largest logit of each wanted row of the last submission, ties to the lower one; `None` where a logit
+    /// is not finite.
+    pub fn read_best(&mut self, best: &mut [Option<u32>]) -> Result<(), BackendError> {
+        if best.is_empty() {
+            return Ok(());
+        }
+        let Some(read_back) = self.best_pending.take_if(|pending| pending.rows == best.len()) else {
+            return Err(self.not_here(self.plan.logits).into());
+        };
+        self.counters.read_backs += 1;
+        self.counters.read_back_bytes += best.len() as u64 * 4;
+        read_back.wait(&self.device)?;
+        let bytes = read_back.host.get_mapped_range(..).map_err(|e| self.device.lost(e.to_string()))?;
+        for (best, &id) in best.iter_mut().zip(bytemuck::cast_slice::<u8, u32>(&bytes)) {
+            *best = (id != u32::MAX).then_some(id);
+        }
         drop(bytes);
         self.keep(read_back.host);
         Ok(())

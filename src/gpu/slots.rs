@@ -6,7 +6,8 @@
 
 use std::collections::HashMap;
 
-use super::device::{Device, GpuError};
+use super::device::Device;
+use super::error::GpuError;
 use super::layout::UNIT;
 use super::matrix::Rows;
 use crate::plan::{Op, Part, Plan, Slot};
