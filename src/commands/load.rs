@@ -177,10 +177,11 @@ impl ComputeFlags {
             kv: self.kv,
             exact: self.exact,
             rope: self.rope(),
-            gpu: self.gpu.options(self.exact),
-            notice: gpu::notice,
             tiers: self.budget.tiers(),
             trace: self.trace.clone(),
+            gpu: self.gpu.options(self.exact),
+            experts: self.gpu.expert_options(),
+            notice: gpu::notice,
             ..EngineConfig::default()
         }
     }

@@ -5,6 +5,7 @@
 //! edits, regenerations and the turns of a chat cost their new tokens only.
 
 mod gpus;
+mod hybrid;
 mod record;
 mod session;
 mod split;
@@ -14,11 +15,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use gpus::{GpuChoice, GpuOptions, GpuShare, Outline};
-pub use record::{expert_header, router_key};
+pub use hybrid::{ExpertChoice, ExpertOptions, ExpertReport, Probe, SlotPlan};
+pub use record::{expert_header, header_of, router_key};
 pub use session::{Session, Span, Wanted, advance};
 pub use split::Split;
 
 use self::gpus::Sizes;
+use self::hybrid::{Hybrid, page_experts};
 use self::record::Recorder;
 use crate::backend::{Backend, BackendError, Env, KvFormat, PickLog, Token};
 use crate::cpu::{Cpu, CpuConfig, InputSums};
@@ -65,6 +68,8 @@ pub enum EngineError {
     Trace { path: PathBuf, cause: std::io::Error },
     #[error("{file}: the model has no experts, so there is nothing to trace; leave --trace out")]
     NothingToTrace { file: PathBuf },
+    #[error("{file}: {cause}; leave --experts-profile out, or give a profile of this model")]
+    Profile { file: PathBuf, cause: String },
     #[error("interrupted")]
     Interrupted,
 }
@@ -101,6 +106,7 @@ pub struct EngineConfig {
     /// Write what the routers pick to this file.
     pub trace: Option<PathBuf>,
     pub gpu: GpuOptions,
+    pub experts: ExpertOptions,
     /// Hears when the model moves to the CPU because a GPU could not be used.
     pub notice: fn(&str),
 }
@@ -138,6 +144,7 @@ impl Default for EngineConfig {
             sessions: 1,
             observe_inputs: false,
             gpu: GpuOptions::default(),
+            experts: ExpertOptions::default(),
             notice: |_| {},
             tiers: None,
             trace: None,
@@ -238,7 +245,11 @@ impl Engine {
         let plan = Arc::clone(&outline.plan);
         let Sizes { batch, pages, kv } = Sizes::new(&plan, config);
         let weights = Weights::new(gguf.clone(), Arc::clone(&plan));
-        let gpus = outline.open(&weights, config)?;
+        let mut gpus = outline.open(&weights, config)?;
+        let hybrid = match &outline.slots {
+            Some(slots) => Some(page_experts(gguf, slots, &weights, &mut gpus, config)?),
+            None => None,
+        };
         let cpu_config = CpuConfig { threads: config.threads(), batch, pages, kv, exact: config.exact };
         let mut cpu = Cpu::new(weights.clone(), &cpu_config)?;
         let tier = match &config.tiers {
@@ -253,11 +264,15 @@ impl Engine {
         if let Some(sums) = &input_sums {
             cpu.observe(Arc::clone(sums));
         }
+        let mut split = Split::new(Arc::clone(&plan), cpu, gpus);
+        if let Some(hybrid) = hybrid {
+            split.page_experts(hybrid);
+        }
         let picks = config.trace.as_ref().map(|_| Arc::new(PickLog::new(&plan)));
         if let Some(log) = &picks {
-            cpu.log_picks(Arc::clone(log));
+            split.log_picks(Arc::clone(log));
         }
-        Ok((Arc::clone(&plan), Split::new(plan, cpu, gpus), Observers { input_sums, picks, tier }))
+        Ok((plan, split, Observers { input_sums, picks, tier }))
     }
 
     /// The GPUs that are in use.
@@ -279,13 +294,19 @@ impl Engine {
         }
         (self.config.notice)(&format!("going on with the CPU: {e}"));
         let outline = Outline::cpu(models::plan(&self.gguf, &self.config.rope)?);
-        let (plan, backend, Observers { input_sums, picks, tier }) = Engine::backend(&self.gguf, Ok(outline), &self.config)?;
+        let (plan, backend, Observers { input_sums, picks, tier }) =
+            Engine::backend(&self.gguf, Ok(outline), &self.config)?;
         (self.plan, self.backend, self.input_sums, self.tier) = (plan, backend, input_sums, tier);
         if let (Some(recorder), Some(picks)) = (&mut self.recorder, picks) {
             recorder.follow(picks);
         }
         self.epoch += 1;
         Ok(())
+    }
+
+    /// What the cache of experts did so far; `None` when experts do not move.
+    pub fn expert_report(&self) -> Option<ExpertReport> {
+        self.backend.hybrid().map(Hybrid::report)
     }
 
     /// Times every kernel from now on, or no longer; false where a GPU has no timestamps.
@@ -341,7 +362,7 @@ impl Engine {
 
     /// Appends the run to the trace, if there is one.
     fn record(&mut self, env: &Env) -> Result<(), EngineError> {
-        self.recorder.as_mut().map_or(Ok(()), |recorder| recorder.run(env.tokens))
+        self.recorder.as_mut().map_or(Ok(()), |recorder| recorder.run(env))
     }
 
     /// As `forward`, without a word in the trace.
