@@ -8,6 +8,7 @@ use std::ops::Range;
 
 pub use picks::PickLog;
 
+use crate::experts::disk::DiskError;
 use crate::plan::Slot;
 
 /// One token of a run.
@@ -29,6 +30,16 @@ pub struct Env<'a> {
     pub pages: &'a [&'a [u32]],
 }
 
+/// In the ids of `Op::Router`'s picks: another executor computes this expert.
+pub const ELSEWHERE: u32 = u32::MAX;
+
+impl Env<'_> {
+    /// Whether some timeline gets several tokens at once, as prompts do.
+    pub fn is_prompt(&self) -> bool {
+        self.tokens.windows(2).any(|pair| pair[0].seq == pair[1].seq)
+    }
+}
+
 /// Why a run failed.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
@@ -41,6 +52,9 @@ pub enum BackendError {
     /// A device is gone or has no memory left: what it held can not be relied on.
     #[error("{0}")]
     Lost(String),
+    /// An expert could not be read.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
 }
 
 /// How cached keys and values are stored.

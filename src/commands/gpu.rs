@@ -1,9 +1,11 @@
 //! The GPU flags, and the line that tells what became of them.
 
 use std::io::Write;
+use std::path::PathBuf;
 
 use super::numbers;
-use crate::engine::{Engine, GpuChoice, GpuOptions};
+use crate::catalog::Home;
+use crate::engine::{Engine, ExpertChoice, ExpertOptions, GpuChoice, GpuOptions};
 
 /// Which GPUs, and how much of them.
 #[derive(Clone, Debug, clap::Args)]
@@ -18,9 +20,16 @@ pub struct GpuFlags {
     /// Memory to use of each GPU, such as 8G or 500M [default: nine tenths of what it has]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     gpu_memory: Option<u64>,
-    /// Keep experts on the CPU; attention and dense layers go to GPUs
-    #[arg(long)]
+    /// Experts of a mixture: auto (those picked most go to GPUs where not all fit, unless that is slower),
+    /// always, off (whole layers), or cpu
+    #[arg(long, value_name = "WHERE", default_value = "auto")]
+    experts: ExpertChoice,
+    /// Keep experts on the CPU: --experts cpu
+    #[arg(long, hide = true)]
     cpu_experts: bool,
+    /// Start with the experts that this file (a profile or a trace) says are picked most [default: what earlier runs learned]
+    #[arg(long, value_name = "FILE")]
+    experts_profile: Option<PathBuf>,
 }
 
 /// Layers on GPUs; `None` is as many as fit.
@@ -46,6 +55,19 @@ impl GpuFlags {
     }
 }
 
+impl GpuFlags {
+    /// How experts are placed.
+    pub fn expert_options(&self) -> ExpertOptions {
+        ExpertOptions {
+            choice: if self.cpu_experts { ExpertChoice::Cpu } else { self.experts },
+            // Without a home nothing is kept.
+            heat: Home::from_env().ok().map(|home| home.cache.join("experts")),
+            profile: self.experts_profile.clone(),
+            ..ExpertOptions::default()
+        }
+    }
+}
+
 /// Tells the user what the engine did in place of what it was asked for.
 pub fn notice(line: &str) {
     // A lost notice is no reason to fail.
@@ -64,6 +86,9 @@ pub fn tell(engine: &Engine) {
             engine.plan().layers + 1,
             numbers::bytes(share.bytes)
         ));
+    }
+    if let Some(report) = engine.expert_report() {
+        notice(&report.to_string());
     }
 }
 

@@ -125,7 +125,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let config = arguments.compute.config();
     // Without --plan nothing depends on where steps run, and no adapter need be asked.
     let gpu = if arguments.plan { config.gpu.clone() } else { GpuOptions::default() };
-    let config = EngineConfig { gpu, context: arguments.ctx, ..config };
+    let config = EngineConfig { gpu, context: arguments.ctx, tiers: None, ..config };
     let outline = Engine::outline(&gguf, &config).map_err(anyhow::Error::from);
     if let (true, Err(_)) = (arguments.plan, &outline) {
         return outline.map(|_| ExitCode::SUCCESS);

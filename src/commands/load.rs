@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use clap::builder::RangedU64ValueParser;
 use serde_json::{Map, Value as Json};
 
+use super::budget::{self, BudgetFlags};
 use super::gpu::{self, GpuFlags};
 use super::obtain;
 use crate::backend::KvFormat;
@@ -74,7 +75,9 @@ impl ModelOrDefault {
 
 /// Prepares to run the model in an open file.
 pub fn start(gguf: Gguf, config: &EngineConfig) -> Result<Engine> {
-    let engine = Engine::new(gguf, config)?;
+    let mut config = config.clone();
+    budget::prepare(&gguf, &mut config);
+    let engine = Engine::new(gguf, &config)?;
     gpu::tell(&engine);
     let trained = engine.plan().context;
     if engine.context() > trained {
@@ -162,6 +165,8 @@ pub struct ComputeFlags {
     pub rope_base: Option<f32>,
     #[command(flatten)]
     pub gpu: GpuFlags,
+    #[command(flatten)]
+    pub budget: BudgetFlags,
 }
 
 impl ComputeFlags {
@@ -172,9 +177,11 @@ impl ComputeFlags {
             kv: self.kv,
             exact: self.exact,
             rope: self.rope(),
-            gpu: self.gpu.options(self.exact),
-            notice: gpu::notice,
+            tiers: self.budget.tiers(),
             trace: self.trace.clone(),
+            gpu: self.gpu.options(self.exact),
+            experts: self.gpu.expert_options(),
+            notice: gpu::notice,
             ..EngineConfig::default()
         }
     }

@@ -5,6 +5,7 @@
 
 mod bandwidth;
 mod bench;
+mod budget;
 mod chat;
 mod complete;
 mod completions;
@@ -20,6 +21,7 @@ mod interrupt;
 mod list;
 mod load;
 mod logits;
+mod lsp;
 mod man;
 mod memory;
 mod npy;

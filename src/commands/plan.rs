@@ -384,7 +384,12 @@ fn print(out: &mut impl Write, report: &Report) -> Result<()> {
     writeln!(
         out,
         "\n{:<22} {:>9} {:>18} {:>10} {:>10} {:>10}",
-        "a token reads", "tok/s", "hits", "VRAM", "RAM", "disk"
+        "a token reads",
+        "tok/s",
+        "hits",
+        if rig.unified { "memory" } else { "VRAM" },
+        "RAM",
+        "disk"
     )?;
     let lines = [("text that wanders", 0), ("text that stays", 1)];
     let same = report.decode[0] == report.decode[1];

@@ -92,7 +92,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     output.finish()?;
     let interrupted = summary.finish == Finish::Interrupted;
     if arguments.stats || interrupted {
-        print_stats(&summary)?;
+        print_stats(&engine, &summary)?;
     }
     Ok(if interrupted { ExitCode::from(interrupt::EXIT_CODE) } else { ExitCode::SUCCESS })
 }
@@ -193,7 +193,7 @@ fn style() -> ProgressStyle {
 }
 
 /// Speed and memory, on stderr.
-fn print_stats(summary: &Summary) -> io::Result<()> {
+fn print_stats(engine: &Engine, summary: &Summary) -> io::Result<()> {
     let computed = summary.prompt_tokens - summary.cached_tokens;
     // The first token comes with the prompt; an end token was computed for, but is no part of the answer.
     let runs = match summary.finish {
@@ -229,6 +229,22 @@ fn print_stats(summary: &Summary) -> io::Result<()> {
             numbers::bytes(memory.resident_bytes),
             numbers::bytes(memory.file_bytes),
             numbers::bytes(memory.anonymous_bytes)
+        )?;
+    }
+    if let Some(report) = engine.expert_report() {
+        writeln!(err, "experts   {report}")?;
+    }
+    if let Some(tier) = engine.tier_counters() {
+        writeln!(
+            err,
+            "experts   {} of {} fit in {}; {:.1}% of {} were there, {} read from disk, {:.2} s waited for",
+            tier.slots,
+            tier.experts,
+            numbers::bytes(tier.slot_bytes),
+            100.0 * (1.0 - tier.read as f64 / tier.wanted.max(1) as f64),
+            tier.wanted,
+            numbers::bytes(tier.bytes_read),
+            tier.waited_seconds
         )?;
     }
     Ok(())

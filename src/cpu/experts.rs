@@ -4,32 +4,47 @@
 //! so that each expert's weights are unpacked once for all tokens that picked it. The second product adds into the
 //! output by chunks of rows, each chunk one worker's for all experts: no per-pair output buffer, and a fixed order of
 //! sums whatever the number of threads.
+//!
+//! With a RAM tier the matrices come from its slots. Reads start as soon as the picks are known; a token computes what
+//! is in memory first, a batch takes its experts in waves of as many as find room, the next wave being read meanwhile.
+//! Sums keep their order, so the numbers are those without a tier.
+
+use std::ops::Range;
 
 use rynd_quant::{ActKind, Tokens};
 
 use super::dense::{ActSet, Matrix, activate};
 use super::threads::{Shared, Worker};
 use super::{Cpu, Run, WorkerState};
-use crate::backend::BackendError;
+use crate::backend::{BackendError, ELSEWHERE};
+use crate::experts::store::SCORED_TOKENS;
+use crate::experts::tier::Tier;
 use crate::plan::{Activation, Gating, Op, Plan, Slot, WeightId};
 
 /// Rows of a chunk in a batch, at most.
 const CHUNK: usize = 64;
+
+/// Experts of a tier that are computed together in a batch, at most.
+const WAVE: usize = 8;
 
 /// Buffers of the mixture, sized at load for the widest layer.
 pub(super) struct Mixture {
     logits: Shared<f32>, // (batch, experts)
     hidden: Shared<f32>, // (batch * used, ff)
     acts: ActSet,        // (batch * used, ff)
+    order: Shared<u32>,  // (used): places among one token's picks, those in memory first
 }
 
 impl Mixture {
     pub(super) fn new(plan: &Plan, batch: usize) -> Result<Mixture, BackendError> {
-        let (mut logits, mut hidden) = (0, 0);
+        let (mut logits, mut hidden, mut most_used) = (0, 0, 0);
         for step in &plan.steps {
             match &step.op {
                 Op::Router { weight, .. } => logits = logits.max(plan.weight(*weight).rows),
-                Op::Experts { used, down, .. } => hidden = hidden.max(used * plan.weight(*down).k),
+                Op::Experts { used, down, .. } => {
+                    hidden = hidden.max(used * plan.weight(*down).k);
+                    most_used = most_used.max(*used);
+                }
                 _ => {}
             }
         }
@@ -39,8 +54,21 @@ impl Mixture {
             logits: Shared::zeroed(batch * logits, "router logits")?,
             hidden: Shared::zeroed(batch * hidden, "expert activations")?,
             acts,
+            order: Shared::zeroed(most_used, "expert order")?,
         })
     }
+
+    /// Bytes when all is in use.
+    pub(super) fn bytes(&self) -> usize {
+        // The int8 copies of two kinds take about half of the floats.
+        4 * self.logits.len() + 6 * self.hidden.len()
+    }
+}
+
+/// The picks of a token that are computed here: (place, expert).
+fn here(ids: &[f32]) -> impl Iterator<Item = (usize, usize)> {
+    let picks = ids.iter().map(|id| id.to_bits()).enumerate();
+    picks.filter(|(_, id)| *id != ELSEWHERE).map(|(pick, id)| (pick, id as usize))
 }
 
 /// A batch's (token, pick) pairs grouped by expert; every worker has its own copy, which costs less than sharing one.
@@ -62,7 +90,7 @@ impl Groups {
         self.ends.resize(experts + 1, 0);
         let rows = || picks.chunks_exact(2 * used);
         for row in rows() {
-            row[..used].iter().for_each(|id| self.ends[id.to_bits() as usize + 1] += 1);
+            here(&row[..used]).for_each(|(_, expert)| self.ends[expert + 1] += 1);
         }
         for e in 0..experts {
             self.ends[e + 1] += self.ends[e];
@@ -72,10 +100,10 @@ impl Groups {
         self.weights.resize(pairs, 0.0);
         // `ends[e]` starts as the first place of expert e and moves to its end.
         for (token, row) in rows().enumerate() {
-            for (id, weight) in row[..used].iter().zip(&row[used..]) {
-                let place = &mut self.ends[id.to_bits() as usize];
+            for (pick, expert) in here(&row[..used]) {
+                let place = &mut self.ends[expert];
                 self.tokens[*place] = token as u32;
-                self.weights[*place] = *weight;
+                self.weights[*place] = row[used + pick];
                 *place += 1;
             }
         }
@@ -177,16 +205,38 @@ impl Cpu {
         let t = run.rows(x);
         // SAFETY: phase contract; picks are only read in this step.
         let picks = unsafe { self.buffer(picks).get(0..t * 2 * used) };
-        if t == 1 {
+        if t == 1 && picks[..used].iter().any(|id| id.to_bits() == ELSEWHERE) {
+            let left: Vec<usize> = here(&picks[..used]).map(|(pick, _)| pick).collect();
+            let left: Vec<f32> = left
+                .iter()
+                .chain(&left.iter().map(|pick| used + pick).collect::<Vec<_>>())
+                .map(|at| picks[*at])
+                .collect();
+            if !left.is_empty() {
+                self.experts_of_one(w, x, &left, weights, act, out);
+            }
+        } else if t == 1 {
             self.experts_of_one(w, x, picks, weights, act, out);
         } else {
             self.experts_of_batch(w, x, picks, [t, used], weights, act, out);
         }
     }
 
-    fn expert_matrix(&self, id: WeightId, expert: usize) -> Matrix<'_> {
+    /// The matrix of an expert, which is pinned if it lies in a tier; `None` when it could not be read, which ends the run.
+    fn expert_matrix(&self, w: &Worker, id: WeightId, expert: usize) -> Option<Matrix<'_>> {
         let weight = self.plan.weight(id);
-        Matrix { linear: self.linear(id), bytes: self.weights.expert(id, expert), rows: weight.rows, k: weight.k }
+        let bytes = match self.tier.as_ref().and_then(|tier| Some((tier, tier.place(id)?))) {
+            None => self.weights.expert(id, expert),
+            // SAFETY: the step pins its experts before a barrier and releases them after its last.
+            Some((tier, (layer, part))) => unsafe { tier.store.part(layer, expert, part, w.index == 0)? },
+        };
+        Some(Matrix { linear: self.linear(id), bytes, rows: weight.rows, k: weight.k })
+    }
+
+    /// The tier of this layer's experts and its number there.
+    fn tier_of(&self, weights: ExpertWeights) -> Option<(&Tier, usize)> {
+        let tier = self.tier.as_deref()?;
+        Some((tier, tier.place(weights.gate)?.0))
     }
 
     fn experts_of_one(&self, w: &Worker, x: Slot, picks: &[f32], weights: ExpertWeights, act: Activation, out: Slot) {
@@ -196,8 +246,26 @@ impl Cpu {
         let n = self.width(out);
         let WorkerState { own, own_hidden, normed, tile, tile2, .. } = self.worker(w);
         let kinds = [self.linear(weights.gate).act(), self.linear(weights.up).act()];
-        let (rows_f32, set) = self.inputs(w, own, normed, self.buffer(x), [1, k], None, &kinds);
         let picked = || picks[..used].iter().map(|pick| pick.to_bits() as usize);
+        let tier = self.tier_of(weights);
+        // Kept aside: the picks' buffer may serve the next step when these are released.
+        let mut pinned = vec![];
+        if let (Some((tier, layer)), 0) = (tier, w.index) {
+            pinned.extend(picked());
+            tier.store.picked(layer, picked());
+            tier.store.want(layer, picked(), true);
+            // SAFETY: phase contract; only this worker writes, and a barrier follows.
+            let order = unsafe { self.mixture.order.get_mut(0..used) };
+            let ready = |pick: &usize| tier.store.is_ready(layer, picks[*pick].to_bits() as usize);
+            let (first, last): (Vec<usize>, Vec<usize>) = (0..used).partition(ready);
+            order.iter_mut().zip(first.into_iter().chain(last)).for_each(|(o, pick)| *o = pick as u32);
+        }
+        let (rows_f32, set) = self.inputs(w, own, normed, self.buffer(x), [1, k], None, &kinds);
+        let order = tier.map(|_| {
+            w.barrier();
+            // SAFETY: phase contract; written before the barrier.
+            unsafe { self.mixture.order.get(0..used) }
+        });
         self.see_picked(w, &[weights.gate, weights.up], picked().map(|expert| (expert, 0)), rows_f32);
         // SAFETY: phase contract; the set was filled for both kinds and is only read.
         let (gate_x, up_x) = unsafe { (set.view(kinds[0], [1, k], rows_f32), set.view(kinds[1], [1, k], rows_f32)) };
@@ -206,13 +274,16 @@ impl Cpu {
         let per_expert = ff.div_ceil(chunk);
         w.chunks(per_expert * used, 1, |items| {
             for item in items {
-                let (pick, part) = (item / per_expert, item % per_expert);
+                let (place, part) = (item / per_expert, item % per_expert);
+                let pick = order.map_or(place, |order| order[place] as usize);
                 let expert = picks[pick].to_bits() as usize;
                 let rows = part * chunk..((part + 1) * chunk).min(ff);
                 tile.resize(rows.len(), 0.0);
                 tile2.resize(rows.len(), 0.0);
-                self.expert_matrix(weights.gate, expert).one(rows.clone(), gate_x.row(0), tile);
-                self.expert_matrix(weights.up, expert).one(rows.clone(), up_x.row(0), tile2);
+                let Some(gate) = self.expert_matrix(w, weights.gate, expert) else { continue };
+                let Some(up) = self.expert_matrix(w, weights.up, expert) else { continue };
+                gate.one(rows.clone(), gate_x.row(0), tile);
+                up.one(rows.clone(), up_x.row(0), tile2);
                 activate(self.kernels, act, tile, tile2);
                 let at = pick * ff;
                 // SAFETY: phase contract; each chunk of rows has one writer.
@@ -235,11 +306,15 @@ impl Cpu {
             let out = unsafe { self.buffer(out).get_mut(rows.clone()) };
             for pick in 0..used {
                 let expert = picks[pick].to_bits() as usize;
-                self.expert_matrix(weights.down, expert).one(rows.clone(), hidden.row(pick), tile);
+                let Some(down) = self.expert_matrix(w, weights.down, expert) else { continue };
+                down.one(rows.clone(), hidden.row(pick), tile);
                 let weight = picks[used + pick];
                 out.iter_mut().zip(&*tile).for_each(|(o, y)| *o += weight * y);
             }
         });
+        if let (Some((tier, layer)), 0) = (tier, w.index) {
+            tier.store.release(layer, pinned.into_iter());
+        }
     }
 
     fn experts_of_batch(
@@ -255,9 +330,9 @@ impl Cpu {
         let k = self.width(x);
         let ff = self.plan.weight(weights.down).k;
         let n = self.width(out);
-        let pairs = t * used;
         let WorkerState { own, normed, tile, tile2, groups, .. } = self.worker(w);
         groups.fill(picks, used, self.plan.weight(weights.gate).experts);
+        let pairs = groups.tokens.len();
         let kinds = [self.linear(weights.gate).act(), self.linear(weights.up).act()];
         let (rows_f32, set) = self.inputs(w, own, normed, self.buffer(x), [t, k], None, &kinds);
         let tokens = groups.pairs().map(|(expert, pair)| (expert, groups.tokens[pair] as usize));
@@ -266,57 +341,82 @@ impl Cpu {
         let (gate_x, up_x) = unsafe { (set.view(kinds[0], [t, k], rows_f32), set.view(kinds[1], [t, k], rows_f32)) };
 
         let per_expert = ff.div_ceil(CHUNK);
-        w.chunks(per_expert * groups.experts.len(), 1, |items| {
-            for item in items {
-                let (expert, pairs) = groups.get(item / per_expert);
-                let rows = item % per_expert * CHUNK..((item % per_expert + 1) * CHUNK).min(ff);
-                let tokens = &groups.tokens[pairs.clone()];
-                tile.resize(tokens.len() * rows.len(), 0.0);
-                tile2.resize(tokens.len() * rows.len(), 0.0);
-                let gate = self.expert_matrix(weights.gate, expert);
-                let up = self.expert_matrix(weights.up, expert);
-                gate.many(rows.clone(), &gate_x, Tokens::List(tokens), tile);
-                up.many(rows.clone(), &up_x, Tokens::List(tokens), tile2);
-                activate(self.kernels, act, tile, tile2);
-                for (pair, values) in pairs.zip(tile.chunks_exact(rows.len())) {
-                    let at = pair * ff;
-                    // SAFETY: phase contract; each chunk of rows has one writer.
-                    unsafe { self.mixture.hidden.get_mut(at + rows.start..at + rows.end) }.copy_from_slice(values);
-                }
-            }
-        });
-
         let kind = self.linear(weights.down).act();
-        let share = w.share(pairs);
-        if kind != ActKind::F32 && !share.is_empty() {
-            // SAFETY: phase contract; hidden was written before the barrier, shares are disjoint.
-            unsafe {
-                let hidden = self.mixture.hidden.get(share.start * ff..share.end * ff);
-                self.mixture.acts.fill(&[kind], [pairs, ff], share, hidden);
-            }
+        let tier = self.tier_of(weights);
+        let total = groups.experts.len();
+        // Without a tier all experts are one wave; with one, two waves find room at a time.
+        let wave = tier.map_or(total, |(tier, layer)| (tier.store.room(layer) / 2).clamp(1, WAVE));
+        if let (Some((tier, layer)), 0) = (tier, w.index) {
+            let scored = picks.chunks_exact(2 * used).rev().take(SCORED_TOKENS);
+            tier.store.picked(layer, scored.flat_map(|row| here(&row[..used]).map(|(_, expert)| expert)));
         }
-        w.barrier();
-        // SAFETY: phase contract; all was filled before the barrier.
-        let hidden = unsafe {
-            let hidden = self.mixture.hidden.get(0..pairs * ff);
-            self.see_picked(w, &[weights.down], groups.pairs(), hidden);
-            self.mixture.acts.view(kind, [pairs, ff], hidden)
-        };
-        let chunk = (n / (4 * w.team())).next_multiple_of(16).clamp(16, CHUNK);
-        w.chunks(n, chunk, |rows| {
-            for i in 0..groups.experts.len() {
-                let (expert, pairs) = groups.get(i);
-                tile.resize(pairs.len() * rows.len(), 0.0);
-                let down = self.expert_matrix(weights.down, expert);
-                down.many(rows.clone(), &hidden, Tokens::Range(pairs.start, pairs.end), tile);
-                for (pair, values) in pairs.zip(tile.chunks_exact(rows.len())) {
-                    let (at, weight) = (groups.tokens[pair] as usize * n, groups.weights[pair]);
-                    // SAFETY: phase contract; each chunk of rows has one writer, for all experts.
-                    let out = unsafe { self.buffer(out).get_mut(at + rows.start..at + rows.end) };
-                    out.iter_mut().zip(values).for_each(|(o, y)| *o += weight * y);
+        let experts_of = |wave: Range<usize>| groups.experts[wave].iter().map(|(expert, _)| *expert);
+        let mut start = 0;
+        while start < total {
+            let end = (start + wave).min(total);
+            if let Some((tier, layer)) = tier {
+                if w.index == 0 {
+                    tier.store.want(layer, experts_of(start..end), true);
+                    tier.store.want(layer, experts_of(end..(end + wave).min(total)), false);
+                }
+                w.barrier();
+            }
+            w.chunks(per_expert * (end - start), 1, |items| {
+                for item in items {
+                    let (expert, pairs) = groups.get(start + item / per_expert);
+                    let rows = item % per_expert * CHUNK..((item % per_expert + 1) * CHUNK).min(ff);
+                    let tokens = &groups.tokens[pairs.clone()];
+                    tile.resize(tokens.len() * rows.len(), 0.0);
+                    tile2.resize(tokens.len() * rows.len(), 0.0);
+                    let Some(gate) = self.expert_matrix(w, weights.gate, expert) else { continue };
+                    let Some(up) = self.expert_matrix(w, weights.up, expert) else { continue };
+                    gate.many(rows.clone(), &gate_x, Tokens::List(tokens), tile);
+                    up.many(rows.clone(), &up_x, Tokens::List(tokens), tile2);
+                    activate(self.kernels, act, tile, tile2);
+                    for (pair, values) in pairs.zip(tile.chunks_exact(rows.len())) {
+                        let at = pair * ff;
+                        // SAFETY: phase contract; each chunk of rows has one writer.
+                        unsafe { self.mixture.hidden.get_mut(at + rows.start..at + rows.end) }.copy_from_slice(values);
+                    }
+                }
+            });
+
+            let first = groups.get(start).1.start;
+            let share = w.share(groups.get(end - 1).1.end - first);
+            let share = first + share.start..first + share.end;
+            if kind != ActKind::F32 && !share.is_empty() {
+                // SAFETY: phase contract; hidden was written before the barrier, shares are disjoint.
+                unsafe {
+                    let hidden = self.mixture.hidden.get(share.start * ff..share.end * ff);
+                    self.mixture.acts.fill(&[kind], [pairs, ff], share, hidden);
                 }
             }
-        });
+            w.barrier();
+            // SAFETY: phase contract; this wave's pairs were filled before the barrier, and no others are read.
+            let hidden = unsafe { self.mixture.acts.view(kind, [pairs, ff], self.mixture.hidden.get(0..pairs * ff)) };
+            let chunk = (n / (4 * w.team())).next_multiple_of(16).clamp(16, CHUNK);
+            w.chunks(n, chunk, |rows| {
+                for i in start..end {
+                    let (expert, pairs) = groups.get(i);
+                    tile.resize(pairs.len() * rows.len(), 0.0);
+                    let Some(down) = self.expert_matrix(w, weights.down, expert) else { continue };
+                    down.many(rows.clone(), &hidden, Tokens::Range(pairs.start, pairs.end), tile);
+                    for (pair, values) in pairs.zip(tile.chunks_exact(rows.len())) {
+                        let (at, weight) = (groups.tokens[pair] as usize * n, groups.weights[pair]);
+                        // SAFETY: phase contract; each chunk of rows has one writer, for all experts.
+                        let out = unsafe { self.buffer(out).get_mut(at + rows.start..at + rows.end) };
+                        out.iter_mut().zip(values).for_each(|(o, y)| *o += weight * y);
+                    }
+                }
+            });
+            if let (Some((tier, layer)), 0) = (tier, w.index) {
+                tier.store.release(layer, experts_of(start..end));
+            }
+            start = end;
+        }
+        // SAFETY: phase contract; all of hidden was written before the last barrier.
+        let hidden = unsafe { self.mixture.hidden.get(0..pairs * ff) };
+        self.see_picked(w, &[weights.down], groups.pairs(), hidden);
     }
 }
 

@@ -56,6 +56,16 @@ impl KvCache {
         Ok(KvCache { keys: store()?, values: store()?, kv_heads: kv.kv_heads, head_dim: kv.head_dim })
     }
 
+    /// Bytes when all pages are in use.
+    pub fn bytes(&self) -> usize {
+        let of = |store: &Store| match store {
+            Store::F32(values) => 4 * values.len(),
+            Store::F16(values) => 2 * values.len(),
+            Store::Q8_0 { q, scales } => q.len() + 2 * scales.len(),
+        };
+        of(&self.keys) + of(&self.values)
+    }
+
     /// Stores one head's key and value of the token at `slot` of `page`.
     ///
     /// # Safety

@@ -22,6 +22,7 @@ use self::kv::KvCache;
 pub use self::sums::{InputSums, WeightSums};
 use self::threads::{Shared, Team, Worker};
 use crate::backend::{Backend, BackendError, Env, KvFormat, PickLog};
+use crate::experts::tier::Tier;
 use crate::plan::{KvId, Op, PAGE_TOKENS, Plan, RopeId, RopeLayout, Slot, WeightId};
 use crate::weights::Weights;
 
@@ -61,6 +62,8 @@ pub struct Cpu {
     workers: Vec<UnsafeCell<WorkerState>>,
     /// Who wants to know what goes into the products.
     sums: Option<Arc<InputSums>>,
+    /// Where experts lie that are not computed from the mapping.
+    tier: Option<Arc<Tier>>,
     /// Who wants to know what the routers picked.
     picks: Option<Arc<PickLog>>,
 }
@@ -154,6 +157,7 @@ impl Cpu {
             angles,
             workers: (0..team.size()).map(|_| UnsafeCell::default()).collect(),
             sums: None,
+            tier: None,
             picks: None,
             team,
             plan,
@@ -169,6 +173,22 @@ impl Cpu {
     /// Number of worker threads.
     pub fn threads(&self) -> usize {
         self.team.size()
+    }
+
+    /// Computes experts from this tier's slots and no longer from the mapping.
+    pub fn set_tier(&mut self, tier: Arc<Tier>) {
+        self.tier = Some(tier);
+    }
+
+    /// Bytes of the cache and of all buffers when they are full.
+    pub fn buffer_bytes(&self) -> u64 {
+        let floats = self.buffers.iter().map(Shared::len).sum::<usize>()
+            + self.angles.iter().flatten().map(Shared::len).sum::<usize>()
+            + self.partials.len()
+            + self.normed.len();
+        let acts = 2 * self.normed.len(); // two kinds of int8, scales included
+        let cache: usize = self.kv.iter().map(KvCache::bytes).sum();
+        (4 * floats + acts + self.mixture.bytes() + cache) as u64
     }
 
     fn buffer(&self, slot: Slot) -> &Shared<f32> {
@@ -301,6 +321,11 @@ impl Backend for Cpu {
                 }
             }
         });
+        if let Some(tier) = &self.tier {
+            // A single step of a token that others compute too is no token more.
+            let whole = steps.len() > 1;
+            tier.store.end_run(if whole { env.tokens.len() } else { 0 })?;
+        }
         Ok(())
     }
 

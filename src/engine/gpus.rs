@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use super::hybrid::{ExpertChoice, SlotPlan};
 use super::{EngineConfig, EngineError};
 use crate::backend::KvFormat;
 use crate::gpu::{AdapterReport, Devices, Gpu, GpuConfig, GpuError, Handicap, Listing, dispatches, refusal, room};
@@ -49,6 +50,8 @@ pub struct Outline {
     pub adapters: Vec<AdapterReport>,
     /// What each may hold.
     pub budgets: Vec<Option<u64>>,
+    /// Slots for experts, when those do not all fit.
+    pub slots: Option<SlotPlan>,
     devices: Option<Devices>,
 }
 
@@ -103,7 +106,7 @@ impl Sizes {
 impl Outline {
     /// Everything on the CPU.
     pub fn cpu(plan: Plan) -> Outline {
-        Outline { plan: Arc::new(plan), adapters: vec![], budgets: vec![], devices: None }
+        Outline { plan: Arc::new(plan), adapters: vec![], budgets: vec![], slots: None, devices: None }
     }
 
     /// The placement that the configuration asks for.
@@ -126,22 +129,35 @@ impl Outline {
         let sizes = Sizes::new(plan, config);
         let budgets: Vec<Option<u64>> =
             adapters.iter().map(|adapter| gpu.memory.or(adapter.memory_bytes.map(|bytes| bytes / 10 * 9))).collect();
-        let sides = match &gpu.sides {
-            Some(sides) => sides.clone(),
-            None => fit(plan, gpu, &budgets, sizes)?,
+        let gpu = &GpuOptions {
+            experts_on_cpu: gpu.experts_on_cpu || config.experts.choice == ExpertChoice::Cpu,
+            ..gpu.clone()
         };
+        let fits = match &gpu.sides {
+            Some(sides) => Ok(sides.clone()),
+            None => fit(plan, gpu, &budgets, sizes),
+        };
+        if let Some((placed, slots)) = paged(plan, config, gpu, &fits, &budgets, sizes) {
+            return Ok(Outline {
+                plan: Arc::new(placed),
+                adapters,
+                budgets,
+                slots: Some(slots),
+                devices: Some(devices),
+            });
+        }
+        let sides = fits?;
         let used = sides.layers.iter().chain([&sides.head, &sides.embed]).filter_map(|side| match side {
             Side::Gpu(gpu) => Some(*gpu as usize + 1),
             Side::Cpu => None,
         });
         let used = used.max().unwrap_or(0).min(adapters.len());
-        // What routers pick is recorded where the CPU runs them.
-        let recorded = |op: &Op| config.trace.is_some() && matches!(op, Op::Router { .. });
-        let placed = place(plan, &sides, &|op| recorded(op) || refusal(plan, op, sizes.kv).is_some());
+        let placed = place(plan, &sides, &|op| refusal(plan, op, sizes.kv).is_some());
         Ok(Outline {
             plan: Arc::new(placed),
             adapters: adapters.into_iter().take(used).collect(),
             budgets: budgets.into_iter().take(used).collect(),
+            slots: None,
             devices: Some(devices),
         })
     }
@@ -176,10 +192,62 @@ impl Outline {
             let budget = config.gpu.memory.and(*budget);
             let device = devices.open(adapter.index, budget, config.gpu.handicap)?;
             let gpu = GpuConfig { index, batch: sizes.batch, pages: sizes.pages, kv: sizes.kv };
-            gpus.push(Gpu::new(device, weights, &gpu)?);
+            let pools = self.slots.as_ref().map_or(&[][..], |slots| &slots.on_gpu[usize::from(index)]);
+            gpus.push(Gpu::with_pools(device, weights, &gpu, pools)?);
         }
         Ok(gpus)
     }
+}
+
+/// The placement that pages experts: attention and dense layers by `fit`, slots for experts in the rest of the memory. `None`
+/// when all experts fit with their layers, there are none, or the user wants it otherwise.
+fn paged(
+    plan: &Plan,
+    config: &EngineConfig,
+    gpu: &GpuOptions,
+    fits: &Result<Sides, EngineError>,
+    budgets: &[Option<u64>],
+    sizes: Sizes,
+) -> Option<(Plan, SlotPlan)> {
+    let experts = &config.experts;
+    let mixed = plan.steps.iter().any(|step| matches!(step.op, Op::Experts { .. }));
+    let pages = matches!(experts.choice, ExpertChoice::Auto | ExpertChoice::Always);
+    if !mixed || !pages || gpu.experts_on_cpu || gpu.sides.is_some() {
+        return None;
+    }
+    let all_fit = fits.as_ref().is_ok_and(|sides| !sides.layers.contains(&Side::Cpu));
+    if all_fit && experts.probe.slots.is_none() {
+        return None;
+    }
+    let dense = GpuOptions { experts_on_cpu: true, ..gpu.clone() };
+    let sides = Sides { experts: None, ..fit(plan, &dense, budgets, sizes).ok()? };
+    let placed = place(plan, &sides, &|op| refusal(plan, op, sizes.kv).is_some());
+    let activations = room::activation_bytes(plan, sizes.batch);
+    let rooms: Vec<u64> = (0..)
+        .zip(budgets)
+        .map(|(index, budget)| {
+            // A thousandth for what allocators round up.
+            let budget = budget.map_or(u64::MAX / 64, |bytes| bytes - bytes / 1000);
+            budget.saturating_sub(activations + dense_bytes(&placed, Side::Gpu(index), sizes))
+        })
+        .collect();
+    let slots = SlotPlan::new(&placed, &rooms, experts.probe.slots.as_deref())?;
+    Some((placed, slots))
+}
+
+/// Bytes of weights and caches on a side, experts left out.
+fn dense_bytes(plan: &Plan, side: Side, sizes: Sizes) -> u64 {
+    let mut weights: Vec<WeightId> = vec![];
+    let mut bytes = 0;
+    for step in plan.steps.iter().filter(|step| step.side == side && !matches!(step.op, Op::Experts { .. })) {
+        weights.extend(step.op.weights());
+        if let Op::RopeStore { kv, .. } = step.op {
+            bytes += room::cache_bytes(&plan.kv[kv.0 as usize], sizes.kv, sizes.pages);
+        }
+    }
+    weights.sort_unstable();
+    weights.dedup();
+    bytes + weights.iter().map(|id| room::weight_bytes(plan.weight(*id))).sum::<u64>()
 }
 
 /// The layers that have room, and an error when that is not what was asked for.

@@ -5,6 +5,7 @@
 //! edits, regenerations and the turns of a chat cost their new tokens only.
 
 mod gpus;
+mod hybrid;
 mod record;
 mod session;
 mod split;
@@ -14,14 +15,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use gpus::{GpuChoice, GpuOptions, GpuShare, Outline};
-pub use record::{expert_header, router_key};
+pub use hybrid::{ExpertChoice, ExpertOptions, ExpertReport, Probe, SlotPlan};
+pub use record::{expert_header, header_of, router_key};
 pub use session::{Session, Span, Wanted, advance};
 pub use split::Split;
 
 use self::gpus::Sizes;
+use self::hybrid::{Hybrid, page_experts};
 use self::record::Recorder;
 use crate::backend::{Backend, BackendError, Env, KvFormat, PickLog, Token};
 use crate::cpu::{Cpu, CpuConfig, InputSums};
+use crate::experts::rates;
+use crate::experts::store::Counters as TierCounters;
+use crate::experts::tier::{Tier, TierError, Tiers};
 use crate::gguf::{Gguf, GgufError};
 use crate::gpu::GpuError;
 pub use crate::gpu::{AdapterReport, Counters, Devices, Gpu, Handicap, Listing, Times, quiet_drivers};
@@ -48,6 +54,8 @@ pub enum EngineError {
     LayersDoNotFit { wanted: usize, fits: usize, budget: u64 },
     #[error("an importance matrix is collected on the CPU; use --gpu off")]
     ObservedOnGpu,
+    #[error(transparent)]
+    Tier(#[from] TierError),
     #[error("the prompt is empty; give at least one token")]
     EmptyPrompt,
     #[error("{tokens} tokens do not fit the context of {context}; shorten the prompt or raise it with -c")]
@@ -60,6 +68,8 @@ pub enum EngineError {
     Trace { path: PathBuf, cause: std::io::Error },
     #[error("{file}: the model has no experts, so there is nothing to trace; leave --trace out")]
     NothingToTrace { file: PathBuf },
+    #[error("{file}: {cause}; leave --experts-profile out, or give a profile of this model")]
+    Profile { file: PathBuf, cause: String },
     #[error("interrupted")]
     Interrupted,
 }
@@ -91,9 +101,12 @@ pub struct EngineConfig {
     pub sessions: usize,
     /// Sum up the squared inputs of all matrices, for an importance matrix.
     pub observe_inputs: bool,
+    /// A memory budget: experts beyond it stay on disk and are read when they are picked.
+    pub tiers: Option<Tiers>,
     /// Write what the routers pick to this file.
     pub trace: Option<PathBuf>,
     pub gpu: GpuOptions,
+    pub experts: ExpertOptions,
     /// Hears when the model moves to the CPU because a GPU could not be used.
     pub notice: fn(&str),
 }
@@ -131,7 +144,9 @@ impl Default for EngineConfig {
             sessions: 1,
             observe_inputs: false,
             gpu: GpuOptions::default(),
+            experts: ExpertOptions::default(),
             notice: |_| {},
+            tiers: None,
             trace: None,
         }
     }
@@ -141,6 +156,7 @@ impl Default for EngineConfig {
 struct Observers {
     input_sums: Option<Arc<InputSums>>,
     picks: Option<Arc<PickLog>>,
+    tier: Option<Arc<Tier>>,
 }
 
 /// A loaded model.
@@ -158,6 +174,7 @@ pub struct Engine {
     /// Rises when executors were replaced and what they cached is gone.
     epoch: u32,
     input_sums: Option<Arc<InputSums>>,
+    tier: Option<Arc<Tier>>,
     recorder: Option<Recorder>,
 }
 
@@ -173,7 +190,7 @@ impl Engine {
             return Err(EngineError::ObservedOnGpu);
         }
         let plan = models::plan(&gguf, &config.rope)?;
-        let (plan, backend, Observers { input_sums, picks }) =
+        let (plan, backend, Observers { input_sums, picks, tier }) =
             match Engine::backend(&gguf, Outline::new(&plan, config), config) {
                 Ok(made) => made,
                 Err(e) if config.gpu.choice == GpuChoice::Auto && e.is_of_gpu() => {
@@ -201,6 +218,7 @@ impl Engine {
             config: config.clone(),
             epoch: 0,
             input_sums,
+            tier,
             recorder,
         })
     }
@@ -227,18 +245,34 @@ impl Engine {
         let plan = Arc::clone(&outline.plan);
         let Sizes { batch, pages, kv } = Sizes::new(&plan, config);
         let weights = Weights::new(gguf.clone(), Arc::clone(&plan));
-        let gpus = outline.open(&weights, config)?;
+        let mut gpus = outline.open(&weights, config)?;
+        let hybrid = match &outline.slots {
+            Some(slots) => Some(page_experts(gguf, slots, &weights, &mut gpus, config)?),
+            None => None,
+        };
         let cpu_config = CpuConfig { threads: config.threads(), batch, pages, kv, exact: config.exact };
-        let mut cpu = Cpu::new(weights, &cpu_config)?;
+        let mut cpu = Cpu::new(weights.clone(), &cpu_config)?;
+        let tier = match &config.tiers {
+            // Vocabulary and the like come after this and are small.
+            Some(tiers) => Tier::open(&weights, tiers, cpu.buffer_bytes() + rates::own_bytes())?.map(Arc::new),
+            None => None,
+        };
+        if let Some(tier) = &tier {
+            cpu.set_tier(Arc::clone(tier));
+        }
         let input_sums = config.observe_inputs.then(|| Arc::new(InputSums::new(&plan)));
         if let Some(sums) = &input_sums {
             cpu.observe(Arc::clone(sums));
         }
+        let mut split = Split::new(Arc::clone(&plan), cpu, gpus);
+        if let Some(hybrid) = hybrid {
+            split.page_experts(hybrid);
+        }
         let picks = config.trace.as_ref().map(|_| Arc::new(PickLog::new(&plan)));
         if let Some(log) = &picks {
-            cpu.log_picks(Arc::clone(log));
+            split.log_picks(Arc::clone(log));
         }
-        Ok((Arc::clone(&plan), Split::new(plan, cpu, gpus), Observers { input_sums, picks }))
+        Ok((plan, split, Observers { input_sums, picks, tier }))
     }
 
     /// The GPUs that are in use.
@@ -260,13 +294,19 @@ impl Engine {
         }
         (self.config.notice)(&format!("going on with the CPU: {e}"));
         let outline = Outline::cpu(models::plan(&self.gguf, &self.config.rope)?);
-        let (plan, backend, Observers { input_sums, picks }) = Engine::backend(&self.gguf, Ok(outline), &self.config)?;
-        (self.plan, self.backend, self.input_sums) = (plan, backend, input_sums);
+        let (plan, backend, Observers { input_sums, picks, tier }) =
+            Engine::backend(&self.gguf, Ok(outline), &self.config)?;
+        (self.plan, self.backend, self.input_sums, self.tier) = (plan, backend, input_sums, tier);
         if let (Some(recorder), Some(picks)) = (&mut self.recorder, picks) {
             recorder.follow(picks);
         }
         self.epoch += 1;
         Ok(())
+    }
+
+    /// What the cache of experts did so far; `None` when experts do not move.
+    pub fn expert_report(&self) -> Option<ExpertReport> {
+        self.backend.hybrid().map(Hybrid::report)
     }
 
     /// Times every kernel from now on, or no longer; false where a GPU has no timestamps.
@@ -277,6 +317,11 @@ impl Engine {
     /// Starts counting anew on all GPUs.
     pub fn reset_counters(&mut self) {
         self.backend.gpus_mut().iter_mut().for_each(Gpu::reset_counters);
+    }
+
+    /// What the RAM tier did so far; `None` when all weights are computed from the mapping.
+    pub fn tier_counters(&self) -> Option<TierCounters> {
+        self.tier.as_ref().map(|tier| tier.store.counters())
     }
 
     /// The model file.
@@ -317,7 +362,7 @@ impl Engine {
 
     /// Appends the run to the trace, if there is one.
     fn record(&mut self, env: &Env) -> Result<(), EngineError> {
-        self.recorder.as_mut().map_or(Ok(()), |recorder| recorder.run(env.tokens))
+        self.recorder.as_mut().map_or(Ok(()), |recorder| recorder.run(env))
     }
 
     /// As `forward`, without a word in the trace.

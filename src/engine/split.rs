@@ -8,10 +8,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::backend::{Backend, BackendError, Env};
+use super::hybrid::Hybrid;
+use crate::backend::{Backend, BackendError, Env, PickLog};
 use crate::cpu::Cpu;
 use crate::gpu::Gpu;
-use crate::plan::{Plan, Side, Slot, Stage, stages};
+use crate::plan::{Op, Plan, Side, Slot, Stage, stages};
 
 /// The executors of one placed plan.
 pub struct Split {
@@ -22,6 +23,10 @@ pub struct Split {
     /// Where each slot was written last.
     home: Vec<Side>,
     hop: Vec<f32>,
+    /// Pages experts to the GPUs, when they do not all fit.
+    hybrid: Option<Hybrid>,
+    /// Who wants to know what the routers pick.
+    log: Option<Arc<PickLog>>,
     /// Of the logits only the largest is wanted.
     best: bool,
 }
@@ -30,7 +35,23 @@ impl Split {
     /// Executors that were made for this placed plan.
     pub fn new(plan: Arc<Plan>, cpu: Cpu, gpus: Vec<Gpu>) -> Split {
         let home = vec![Side::Cpu; plan.slots.len()];
-        Split { stages: stages(&plan), plan, cpu, gpus, home, hop: vec![], best: false }
+        Split { stages: stages(&plan), plan, cpu, gpus, home, hop: vec![], hybrid: None, log: None, best: false }
+    }
+
+    /// From now on the experts that have slots come and go.
+    pub fn page_experts(&mut self, hybrid: Hybrid) {
+        self.hybrid = Some(hybrid);
+    }
+
+    /// What pages experts, if anything does.
+    pub fn hybrid(&self) -> Option<&Hybrid> {
+        self.hybrid.as_ref()
+    }
+
+    /// From now on what the routers pick is copied here.
+    pub fn log_picks(&mut self, log: Arc<PickLog>) {
+        self.cpu.log_picks(Arc::clone(&log));
+        self.log = Some(log);
     }
 
     /// The GPUs, by the number of their side.
@@ -52,11 +73,12 @@ impl Split {
             Side::Gpu(gpu) => {
                 // A part of a stage reads back only what it wrote itself.
                 let wanted: Vec<Slot> = wanted.iter().copied().filter(|slot| written().any(|s| s == *slot)).collect();
+                let from = self.run_experts(gpu as usize, steps.clone(), env)?;
                 let gpu = &mut self.gpus[gpu as usize];
                 if self.best && wanted == [plan.logits] {
-                    gpu.submit_best(steps.clone(), &[])?;
+                    gpu.submit_best(from..steps.end, &[])?;
                 } else {
-                    gpu.submit(steps.clone(), &wanted)?;
+                    gpu.submit(from..steps.end, &wanted)?;
                 }
             }
         }
@@ -64,6 +86,33 @@ impl Split {
             self.home[slot.0 as usize] = side;
         }
         Ok(())
+    }
+
+    /// Of a GPU's steps those up to the last one that another side has a part in: experts in slots, and routers when someone
+    /// wants to know their picks. Returns where the rest begins.
+    fn run_experts(&mut self, gpu: usize, steps: Range<usize>, env: &Env) -> Result<usize, BackendError> {
+        let mut from = steps.start;
+        if let Some(hybrid) = &mut self.hybrid {
+            for layer in hybrid.layers_in(&steps) {
+                hybrid.run_layer(layer, from, &mut self.cpu, &mut self.gpus, env, self.log.is_some())?;
+                if let Some(log) = &self.log {
+                    hybrid.log(layer, log);
+                }
+                from = hybrid.step(layer).map_or(from, |step| step + 1);
+            }
+        } else if let Some(log) = &self.log {
+            let mut rows = vec![];
+            for step in steps {
+                if let Op::Router { weight, used, picks, .. } = self.plan.steps[step].op {
+                    self.gpus[gpu].submit(from..step + 1, &[picks])?;
+                    rows.resize(env.tokens.len() * 2 * used, 0.0);
+                    self.gpus[gpu].read(picks, &mut rows)?;
+                    log.put(weight, &rows);
+                    from = step + 1;
+                }
+            }
+        }
+        Ok(from)
     }
 
     /// A slot's value from one side to another.
@@ -96,6 +145,9 @@ impl Backend for Split {
         for gpu in &mut self.gpus {
             gpu.begin(env)?;
         }
+        if let (Some(hybrid), 0) = (&mut self.hybrid, steps.start) {
+            hybrid.begin(&mut self.gpus, env)?;
+        }
         let list = std::mem::take(&mut self.stages);
         let result = list.iter().try_for_each(|stage| {
             let here = stage.steps().start.max(steps.start)..stage.steps().end.min(steps.end);
@@ -113,7 +165,11 @@ impl Backend for Split {
             }
         });
         self.stages = list;
-        result
+        result?;
+        match &mut self.hybrid {
+            Some(hybrid) if steps == (0..self.plan.steps.len()) => hybrid.end(&mut self.gpus, env, self.log.as_deref()),
+            _ => Ok(()),
+        }
     }
 
     fn run_best(

@@ -234,6 +234,19 @@ impl Aligned {
         false
     }
 
+    /// Keeps the memory from being swapped out; all of it is then taken from the system at once.
+    #[cfg(unix)]
+    pub fn lock(&self) -> io::Result<()> {
+        // SAFETY: the whole of our own allocation.
+        Ok(unsafe { rustix::mm::mlock(self.start.as_ptr().cast(), self.len()) }?)
+    }
+
+    /// Not on this system.
+    #[cfg(not(unix))]
+    pub fn lock(&self) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// A part of the memory, to read.
     ///
     /// # Safety

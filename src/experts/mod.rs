@@ -1,9 +1,11 @@
 //! Which experts the router picks, and which of them are worth a place in fast memory.
 //!
-//! The policy is a function of router picks alone: no I/O, no clock, no device. So the simulator that judges a policy
+//! Policy is a function of router picks alone: no I/O, no clock, no device. So the simulator that judges a policy
 //! (`replay`) and the engine that follows it run the same code, and their counters can be compared pick by pick. Times are
-//! counted in tokens. An expert is named by the ordinal of its mixture layer and its index in that layer. What a model needs,
-//! what a machine has and what follows are in `shape`, `rig` and `cost`; only `disk` and `rates` touch the machine.
+//! counted in tokens. An expert is named by the ordinal of its mixture layer and its index in that layer.
+//!
+//! The public modules are the other half: what a model needs (`shape`), what a machine has (`rig`, `rates`), where things
+//! go and how fast that is (`cost`), and the RAM tier that a budget makes (`tier`, `store`, `disk`).
 
 mod belady;
 pub mod cost;
@@ -19,7 +21,10 @@ mod replay;
 pub mod rig;
 mod score;
 pub mod shape;
+pub mod store;
 mod summary;
+mod tally;
+pub mod tier;
 mod trace;
 
 pub use belady::{Future, belady};

@@ -174,6 +174,19 @@ impl Pager {
         }
     }
 
+    /// Picks of a decoded token in a layer all of whose experts are resident, which nobody read.
+    pub fn hit_unseen(&mut self, picks: u64) {
+        self.counters.picks += picks;
+        self.counters.hits += picks;
+    }
+
+    /// Whether nothing can change in a layer: all experts that compete with its own have a slot.
+    pub fn is_settled(&self, layer: usize) -> bool {
+        let Some(group) = self.group_of[layer].map(|group| &self.groups[group]) else { return false };
+        let slots = || group.pools.iter().flat_map(|&pool| &self.pools[pool].slots);
+        slots().filter(|slot| slot.ready).count() == group.layers.len() * self.grid.experts
+    }
+
     /// A prompt token picked these: scores only.
     pub fn feed(&mut self, layer: usize, ids: impl Iterator<Item = usize>) {
         for expert in ids {

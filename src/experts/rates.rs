@@ -2,11 +2,12 @@
 //!
 //! RAM: products of one token with a matrix that no cache holds, by as many threads as will run. Arithmetic: a batch of
 //! tokens with a matrix that stays in the cache. Disk: blocks of an expert's size, read as the disk tier reads them. The
-//! best of a few passes counts, because whatever else runs only takes away. A file of rates is only taken for the same
-//! instruction set and number of threads; `disk` has one entry a device.
+//! better of two passes counts, in the threads' own time, because whatever else runs only takes away. A file of rates is
+//! only taken for the same instruction set and number of threads; `disk_bytes_per_second` has one entry a device.
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -34,9 +35,10 @@ pub struct Rates {
 /// The file below rynd's cache.
 const FILE: &str = "rates.json";
 const RAM_BYTES: usize = 384 << 20;
-const RAM_PASSES: usize = 4;
 const BATCH_TOKENS: usize = 64;
-const BATCH_PASSES: usize = 3;
+const PASSES: usize = 2;
+/// Of each thread's own time: the system's account of it moves in steps of some milliseconds.
+const PASS_SECONDS: f64 = 0.12;
 /// k of the matrices, a usual width of models.
 const WIDTH: usize = 2048;
 const DISK_BLOCK: usize = 16 << 20;
@@ -105,34 +107,32 @@ impl Rates {
         let weights = vec![0x11_u8; RAM_BYTES / row_bytes * row_bytes];
         let x: Vec<f32> = (0..WIDTH * BATCH_TOKENS).map(|i| (i % 7) as f32 - 3.0).collect();
         let rows = weights.len() / row_bytes;
-        let ram = best(RAM_PASSES, || {
-            each(threads, rows, 256, |range| {
-                let mut acts = Acts::with_capacity(WIDTH);
-                let view = activations(&mut acts, linear.act(), &x[..WIDTH]);
-                let mut out = vec![0.0; 256];
+        let mut acts = Acts::with_capacity(x.len());
+        let view = activations(&mut acts, linear.act(), &x[..WIDTH]);
+        let ram = best(PASSES, || {
+            each(threads, rows, 2048, |range| {
+                let mut out = [0.0; 2048];
                 let part = &weights[range.start * row_bytes..range.end * row_bytes];
                 linear.matvec(part, WIDTH, view.row(0), &mut out[..range.len()]);
                 std::hint::black_box(&out);
-            });
+            })
         });
-        let rows = 2048;
-        let batch = best(BATCH_PASSES, || {
-            each(threads, rows, 128, |range| {
-                let mut acts = Acts::with_capacity(x.len());
-                let view = activations(&mut acts, linear.act(), &x);
+        let view = activations(&mut acts, linear.act(), &x);
+        let batch = best(PASSES, || {
+            each(threads, 2048, 128, |range| {
                 let mut out = vec![0.0; BATCH_TOKENS * range.len()];
                 let part = &weights[range.start * row_bytes..range.end * row_bytes];
                 let out_view = OutView::new(&mut out, range.len());
                 // SAFETY: the view covers `out`, which is this thread's alone.
                 unsafe { linear.matmul(part, WIDTH, range.len(), &view, Tokens::all(&view), out_view) };
                 std::hint::black_box(&out);
-            });
+            })
         });
         Rates {
             simd: kernels.level().name().to_owned(),
             threads,
-            ram_bytes_per_second: weights.len() as f64 / ram,
-            batch_ops_per_second: 2.0 * (rows * WIDTH * BATCH_TOKENS) as f64 / batch,
+            ram_bytes_per_second: ram * row_bytes as f64,
+            batch_ops_per_second: 2.0 * batch * (WIDTH * BATCH_TOKENS) as f64,
             disk_bytes_per_second: BTreeMap::new(),
         }
     }
@@ -145,32 +145,44 @@ fn activations<'a>(acts: &'a mut Acts, kind: ActKind, x: &'a [f32]) -> rynd_quan
     }
 }
 
-/// The shortest of a few runs, in seconds.
-fn best(passes: usize, mut run: impl FnMut()) -> f64 {
-    let time = |_| {
-        let start = Instant::now();
-        run();
-        start.elapsed().as_secs_f64()
-    };
-    (0..passes).map(time).fold(f64::INFINITY, f64::min).max(1e-9)
+/// The highest rate of a few runs.
+fn best(passes: usize, mut run: impl FnMut() -> f64) -> f64 {
+    (0..passes).map(|_| run()).fold(0.0, f64::max)
 }
 
-/// Hands out `0..total` in pieces of `chunk` to threads.
-fn each(threads: usize, total: usize, chunk: usize, work: impl Fn(std::ops::Range<usize>) + Sync) {
+/// Hands out `0..total` in pieces of `chunk` to threads, over and over; items a second that they would do together if
+/// nothing else ran.
+fn each(threads: usize, total: usize, chunk: usize, work: impl Fn(std::ops::Range<usize>) + Sync) -> f64 {
     let next = AtomicUsize::new(0);
-    std::thread::scope(|scope| {
-        for _ in 0..threads.max(1) {
-            scope.spawn(|| {
-                loop {
-                    let from = next.fetch_add(chunk, Ordering::Relaxed);
-                    if from >= total {
-                        break;
-                    }
-                    work(from..(from + chunk).min(total));
-                }
-            });
+    let worker = || {
+        let start = busy_seconds();
+        let mut done = 0;
+        loop {
+            let from = next.fetch_add(chunk, Ordering::Relaxed) % total;
+            let range = from..(from + chunk).min(total);
+            done += range.len();
+            work(range);
+            let busy = busy_seconds() - start;
+            if busy >= PASS_SECONDS {
+                return done as f64 / busy;
+            }
         }
-    });
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(worker)).collect();
+        threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).sum()
+    })
+}
+
+/// Seconds that this thread has run, which other programs do not lengthen; where the system does not tell, of the clock.
+fn busy_seconds() -> f64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok();
+    let busy = text.as_deref().and_then(|text| text.split(' ').next()?.parse::<u64>().ok());
+    match busy.filter(|&nanoseconds| nanoseconds > 0) {
+        Some(nanoseconds) => nanoseconds as f64 / 1e9,
+        None => START.get_or_init(Instant::now).elapsed().as_secs_f64(),
+    }
 }
 
 /// Reads blocks all over the model's largest file for a while; `None` where the file is too small to tell.
@@ -228,4 +240,15 @@ pub fn ram_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// What rynd itself takes beside weights, cache and buffers: the program, and a vocabulary that is yet to be read.
+pub fn own_bytes() -> u64 {
+    const VOCABULARY: u64 = 64 << 20;
+    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+    };
+    VOCABULARY + field("RssAnon:").unwrap_or(super::cost::OWN_BYTES - VOCABULARY)
 }

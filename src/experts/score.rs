@@ -4,8 +4,10 @@
 //! pick, H counted in tokens. It is kept for experts that are not resident too: a ghost that comes back does not start from
 //! nothing. All scores decay alike, so they are stored in units of a pick made now, and only that unit grows.
 
-/// Tokens after which a pick counts half, unless another is asked for.
-pub const HALF_LIFE: f64 = 32.0;
+/// Tokens after which a pick counts half, unless another is asked for. Longer ones do no better within a topic and lose at
+/// a change of it: joined to itself with all experts exchanged, the Qwen3-30B trace hits 74.0% at a fifth resident with 16,
+/// 70.0% with 32 and 65.3% with 64.
+pub const HALF_LIFE: f64 = 16.0;
 
 /// The unit is brought back to 1 before it leaves the range of an f64.
 const LARGEST_UNIT: f64 = 1e100;
@@ -77,6 +79,11 @@ impl Scores {
     /// The combined score, in picks made now.
     pub fn crf(&self, entry: usize) -> f64 {
         self.entries[entry].crf / self.unit
+    }
+
+    /// Tokens since the start, of prompts too.
+    pub fn tokens(&self) -> u64 {
+        self.token
     }
 
     /// Sets a score that was saved earlier, in picks made now.

@@ -137,6 +137,16 @@ impl Job {
     }
 }
 
+/// Refuses an output that the disk has no room for: hours of work would be lost at its end.
+pub fn check_room(out: &Path, needed: u64) -> Result<(), QuantizeError> {
+    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // Where nobody knows, the work itself will tell.
+    match fs4::available_space(folder) {
+        Ok(free) if free < needed => Err(QuantizeError::NoRoom { path: out.to_owned(), needed, free }),
+        _ => Ok(()),
+    }
+}
+
 /// Refuses a matrix of another model.
 fn check_fit(source: &Source, imatrix: &Imatrix, path: &Path) -> Result<(), QuantizeError> {
     let misfit = |problem| QuantizeError::Imatrix { path: path.to_owned(), problem };

@@ -169,7 +169,7 @@ struct Continued {
 impl Validator for Continued {
     fn validate(&self, line: &str) -> ValidationResult {
         let slashes = line.len() - line.trim_end_matches('\\').len();
-        if slashes % 2 == 0 {
+        if slashes.is_multiple_of(2) {
             return ValidationResult::Complete;
         }
         self.joints.lock().unwrap_or_else(PoisonError::into_inner).push(line.to_owned());

@@ -83,7 +83,7 @@ impl<'a> Repl<'a> {
     fn greet(&self) -> Result<()> {
         let model = &self.chat.model;
         remark(&format!(
-            "{}, {} tokens of context. /help lists the commands, Ctrl-D leaves.",
+            "{}, {} tokens of context; /help for help, Ctrl-D to leave",
             model.name,
             model.engine.context()
         ))?;
@@ -260,6 +260,9 @@ impl<'a> Repl<'a> {
         self.chat.take(transcript);
         let count = self.chat.conversation.messages().len();
         remark(&format!("loaded {count} messages of a chat{with}"))?;
+        if self.chat.last_is_unanswered() {
+            remark("its last message has no answer yet; /regen asks for one")?;
+        }
         Ok(())
     }
 

@@ -1,0 +1,127 @@
+//! Memory of a loaded model: the flags that bound it, and the one line at the start that says what goes where.
+//!
+//! A model that is larger than memory gets a budget without being asked for one; nothing of that happens in silence. The
+//! line goes to stderr where that is a terminal; that experts will be read from disk is told everywhere.
+
+use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::numbers;
+use crate::catalog::Home;
+use crate::engine::{DEFAULT_CONTEXT, EngineConfig};
+use crate::experts::cost::{self, Context};
+use crate::experts::rates::{self, Rates};
+use crate::experts::rig::{Rig, parse_bytes};
+use crate::experts::shape::Shape;
+use crate::experts::tier::{Ram, Tiers};
+use crate::gguf::{Gguf, Outline};
+
+/// How much memory.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Engine options")]
+pub struct BudgetFlags {
+    /// Memory for everything, as 4G: experts beyond it stay on disk and are read when they are picked [default: what the
+    /// machine has]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub ram: Option<u64>,
+    /// Keep the experts that are in RAM from being swapped out
+    #[arg(long)]
+    pub mlock: bool,
+    /// Leave out the line that says what goes where
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// Set by the flags: the line is printed far from them, where the model is loaded.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+impl BudgetFlags {
+    /// As the engine wants it.
+    pub fn tiers(&self) -> Option<Tiers> {
+        QUIET.store(self.quiet, Ordering::Relaxed);
+        let total = |bytes| Tiers { lock: self.mlock, ..Tiers::total(bytes) };
+        match (self.ram, self.mlock) {
+            (Some(bytes), _) => Some(total(bytes)),
+            (None, true) => rates::ram_bytes().map(|bytes| total(Rig::usable_ram(bytes))),
+            (None, false) => None,
+        }
+    }
+}
+
+/// Gives a model that is larger than memory a budget, and tells what goes where. What can not be known is left out: a
+/// failure to plan is no failure to load.
+pub fn prepare(gguf: &Gguf, config: &mut EngineConfig) {
+    let Ok(shape) = Shape::read(&Outline::of(gguf)) else { return };
+    let tokens = config.context.map_or_else(|| shape.context.min(DEFAULT_CONTEXT as u64), |n| n as u64);
+    let kv = if config.exact { 4.0 } else { config.kv.bytes_per_value() };
+    let context = Context { tokens: tokens * config.sessions.max(1) as u64, bytes_per_value: kv };
+    let machine = rates::ram_bytes().map(Rig::usable_ram);
+    let needed = shape.tensor_bytes + cost::cache_bytes(&shape, context) + cost::OWN_BYTES;
+    if let (None, Some(usable)) = (&config.tiers, machine)
+        && needed > usable
+        && shape.experts().is_some()
+    {
+        config.tiers = Some(Tiers::total(usable));
+    }
+    if QUIET.load(Ordering::Relaxed) {
+        return;
+    }
+    let ram = match config.tiers.as_ref().map(|tiers| tiers.ram) {
+        Some(Ram::Total(bytes)) => Some(bytes),
+        Some(Ram::Experts(_)) | None => machine,
+    };
+    let Some(ram) = ram else { return };
+    let Some(line) = line(gguf, config, &shape, context, ram) else { return };
+    // A lost line is no reason to fail.
+    let _ = writeln!(std::io::stderr(), "rynd: {line}");
+}
+
+/// `None` when there is nothing that must be said and nobody who reads along.
+fn line(gguf: &Gguf, config: &EngineConfig, shape: &Shape, context: Context, ram: u64) -> Option<String> {
+    let rig = |ram_rate, disk_rate| Rig::cpu_only("this machine", ram, ram_rate, disk_rate);
+    let placed = cost::place(shape, &rig(1.0, 1.0), context);
+    let disk = placed.disk.bytes();
+    if disk == 0 && !std::io::stderr().is_terminal() {
+        return None;
+    }
+    let bytes = numbers::bytes;
+    let size = bytes(shape.tensor_bytes);
+    let place = match shape.expert_bytes() {
+        _ if disk == 0 => {
+            format!("all in RAM, {} a token", bytes(shape.dense_bytes() + shape.expert_bytes_per_token()))
+        }
+        0 => format!("{} more than {} of RAM, so each token waits for the disk", bytes(disk), bytes(ram)),
+        experts => format!(
+            "{} of {} of experts in {} of RAM, the others are read from disk when picked",
+            bytes(placed.ram.expert_bytes),
+            bytes(experts),
+            bytes(ram)
+        ),
+    };
+    let cache = format!("cache {} for {} tokens", bytes(cost::cache_bytes(shape, context)), context.tokens);
+    let speed =
+        speed(gguf, config, shape, context, ram).map(|speed| format!("; about {speed} tok/s")).unwrap_or_default();
+    Some(format!("{} ({size}): {place}; {cache}{speed}", shape.name))
+}
+
+/// The speed that the cost model gives with the rates kept for this machine; with a budget they are measured first.
+fn speed(gguf: &Gguf, config: &EngineConfig, shape: &Shape, context: Context, ram: u64) -> Option<String> {
+    let home = Home::from_env().ok()?;
+    let threads = config.threads.unwrap_or_else(num_cpus::get_physical).max(1);
+    let rates = match config.tiers {
+        Some(_) => Rates::of_this_machine(&home, threads, Some(gguf)).ok()?,
+        None => Rates::load(&home, threads)?,
+    };
+    let disk = rates.disk(gguf.path()).unwrap_or(f64::INFINITY);
+    let rig = Rig::cpu_only("this machine", ram, rates.ram_bytes_per_second, disk);
+    let placed = cost::place(shape, &rig, context);
+    if placed.disk.bytes() > 0 && disk.is_infinite() {
+        return None;
+    }
+    let speeds = [cost::WANDERS, cost::STAYS].map(|exponent| {
+        let hits = cost::hits(shape, &placed, exponent);
+        let speed = cost::decode(shape, &rig, &placed, context, 0, hits).tokens_per_second;
+        if speed < 10.0 { format!("{speed:.1}") } else { format!("{speed:.0}") }
+    });
+    Some(if speeds[0] == speeds[1] { speeds[0].clone() } else { speeds.join(" to ") })
+}

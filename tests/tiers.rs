@@ -1,0 +1,232 @@
+//! The RAM tier: whatever part of the experts is in memory, and whatever the disk does, the answers are the same.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rynd::engine::{Engine, EngineConfig, EngineError, Session, Wanted};
+use rynd::experts::disk::Fault;
+use rynd::experts::tier::{Ram, Tiers};
+use rynd::gguf::{Gguf, Writer};
+use rynd::plan::Op;
+use serde_json::Value;
+
+fn fixture(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path)
+}
+
+fn model(name: &str) -> PathBuf {
+    fixture(&format!("models/{name}/model.gguf"))
+}
+
+fn reference(model: &str) -> Value {
+    let text = std::fs::read_to_string(fixture(&format!("models/{model}/reference.json"))).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+fn experts(bytes: u64) -> Option<Tiers> {
+    Some(Tiers { ram: Ram::Experts(bytes), lock: false, fault: None })
+}
+
+fn config(tiers: Option<Tiers>) -> EngineConfig {
+    EngineConfig { threads: Some(2), tiers, ..EngineConfig::default() }
+}
+
+/// Bytes of one token's picks, and of all experts.
+fn sizes(engine: &Engine) -> [u64; 2] {
+    let plan = engine.plan();
+    let mut sizes = [0; 2];
+    for step in &plan.steps {
+        if let Op::Experts { used, gate, up, down, .. } = step.op {
+            let bytes: usize = [gate, up, down].iter().map(|id| plan.weight(*id).expert_bytes()).sum();
+            sizes[0] += (used * bytes) as u64;
+            sizes[1] += (plan.weight(gate).experts * bytes) as u64;
+        }
+    }
+    sizes
+}
+
+fn argmax(logits: &[f32]) -> u32 {
+    (0..logits.len()).rev().max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as u32
+}
+
+fn greedy(engine: &mut Engine, prompt: &[u32], n: usize) -> Result<Vec<u32>, EngineError> {
+    let mut session = Session::new();
+    let mut timeline = prompt.to_vec();
+    let mut result = Ok(vec![]);
+    for _ in 0..n {
+        match session.sync(engine, &timeline) {
+            Ok(logits) => timeline.push(argmax(logits)),
+            Err(error) => {
+                result = Err(error);
+                break;
+            }
+        }
+    }
+    session.clear(engine);
+    result.map(|_: Vec<u32>| timeline.split_off(prompt.len()))
+}
+
+fn all_logits(engine: &mut Engine, prompt: &[u32]) -> Vec<f32> {
+    let mut all = vec![];
+    let mut session = Session::new();
+    let keep = |_: usize, logits: &[f32]| {
+        all.extend_from_slice(logits);
+        ControlFlow::Continue(())
+    };
+    session.extend(engine, prompt, Wanted::All, keep).unwrap();
+    session.clear(engine);
+    all
+}
+
+#[test]
+fn greedy_ids_equal_the_reference_for_any_budget() {
+    for name in ["qwen3moe", "mixtral"] {
+        let reference = reference(name);
+        let [token, all] = sizes(&Engine::load(&model(name), &config(None)).unwrap());
+        for budget in [0, token, all / 2, all - 1, all] {
+            for batch in [512, 7] {
+                let config = EngineConfig { exact: true, batch, ..config(experts(budget)) };
+                let mut engine = Engine::load(&model(name), &config).unwrap();
+                assert_eq!(engine.tier_counters().is_some(), budget < all);
+                for prompt in ["short", "long"] {
+                    let expected = ids(&reference["greedy"][prompt]["ids"]);
+                    let start = ids(&reference["prompts"][prompt]["ids"]);
+                    let found = greedy(&mut engine, &start, expected.len()).unwrap();
+                    assert_eq!(found, expected, "{name}, {prompt}, {budget} of {all} bytes, batch {batch}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn logits_are_the_same_numbers_with_and_without_a_tier() {
+    for (name, batches) in [("qwen3moe_long", &[512, 33, 1][..]), ("mixtral", &[512, 1])] {
+        let reference = reference(name);
+        let prompt = &reference["prompts"];
+        let prompt = ids(&prompt[if prompt["deep"].is_null() { "long" } else { "deep" }]["ids"]);
+        let prompt = &prompt[..prompt.len().min(150)];
+        for &batch in batches {
+            for exact in [true, false] {
+                let without = EngineConfig { batch, exact, ..config(None) };
+                let mut engine = Engine::load(&model(name), &without).unwrap();
+                let [token, all] = sizes(&engine);
+                let expected = all_logits(&mut engine, prompt);
+                for budget in [0, token, all / 2, all - 1] {
+                    let mut engine =
+                        Engine::load(&model(name), &EngineConfig { tiers: experts(budget), ..without.clone() })
+                            .unwrap();
+                    assert_eq!(all_logits(&mut engine, prompt), expected, "{name}, {budget} of {all}, batch {batch}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_budget_is_kept_and_what_is_in_memory_is_not_read_again() {
+    let reference = reference("qwen3moe");
+    let prompt = ids(&reference["prompts"]["long"]["ids"]);
+    let [token, all] = sizes(&Engine::load(&model("qwen3moe"), &config(None)).unwrap());
+    let mut reads = vec![];
+    for budget in [token, all / 2, all - 1] {
+        let mut engine = Engine::load(&model("qwen3moe"), &config(experts(budget))).unwrap();
+        let one = all / engine.tier_counters().unwrap().experts;
+        greedy(&mut engine, &prompt, 16).unwrap();
+        let counters = engine.tier_counters().unwrap();
+        assert!(counters.slots * one <= budget, "{counters:?}");
+        assert_eq!(counters.bytes_read, counters.read * one);
+        assert!(counters.read > 0 && counters.read <= counters.wanted);
+        reads.push(counters.read);
+    }
+    assert!(reads[0] > reads[1] && reads[1] > reads[2], "{reads:?}");
+    // With room for all but one, hardly more than the first read of each.
+    let experts_of_model = reads[2];
+    assert!(experts_of_model < reads[0] / 2, "{reads:?}");
+}
+
+/// A tier whose reads fail as `fails(read, attempt)` says; reads are counted from 0.
+fn faulty(fails: impl Fn(u64, u32) -> bool + Send + Sync + 'static) -> Option<Tiers> {
+    let count = AtomicU64::new(0);
+    let fault = move |_: &Path, _: u64, attempt: u32| {
+        let read = if attempt == 0 { count.fetch_add(1, Ordering::SeqCst) } else { count.load(Ordering::SeqCst) - 1 };
+        fails(read, attempt).then(|| std::io::Error::other("the test's fault"))
+    };
+    Some(Tiers { ram: Ram::Experts(0), lock: false, fault: Some(Fault(Arc::new(fault))) })
+}
+
+#[test]
+fn a_read_that_fails_once_is_tried_again() {
+    let reference = reference("qwen3moe");
+    let prompt = ids(&reference["prompts"]["long"]["ids"]);
+    let expected = ids(&reference["greedy"]["long"]["ids"]);
+    let tiers = faulty(|_, attempt| attempt == 0);
+    let mut engine = Engine::load(&model("qwen3moe"), &EngineConfig { exact: true, ..config(tiers) }).unwrap();
+    assert_eq!(greedy(&mut engine, &prompt, expected.len()).unwrap(), expected);
+}
+
+#[test]
+fn a_read_that_fails_twice_ends_the_run_and_not_the_engine() {
+    let reference = reference("qwen3moe");
+    let prompt = ids(&reference["prompts"]["long"]["ids"]);
+    let expected = ids(&reference["greedy"]["long"]["ids"]);
+    for (batch, from) in [(512, 0), (512, 5), (1, 40)] {
+        let tiers = faulty(move |read, _| (from..from + 4).contains(&read));
+        let config = EngineConfig { exact: true, batch, ..config(tiers) };
+        let mut engine = Engine::load(&model("qwen3moe"), &config).unwrap();
+        let error = greedy(&mut engine, &prompt, expected.len()).unwrap_err().to_string();
+        for words in ["model.gguf", "failed twice", "the test's fault"] {
+            assert!(error.contains(words), "'{words}' is not in: {error}");
+        }
+        assert_eq!(greedy(&mut engine, &prompt, expected.len()).unwrap(), expected, "batch {batch}, from {from}");
+    }
+}
+
+/// The model with its experts at the end of the file.
+fn with_experts_last(name: &str, out: &Path) {
+    let gguf = Gguf::open(&model(name)).unwrap();
+    let mut writer = Writer::create(out).unwrap();
+    gguf.metadata().for_each(|(key, value)| writer.set(key, value.clone()).unwrap());
+    let (experts, dense): (Vec<_>, Vec<_>) = gguf.tensors().iter().partition(|t| t.name.contains("_exps"));
+    let tensors: Vec<_> = dense.into_iter().chain(experts).collect();
+    tensors.iter().for_each(|t| writer.declare(&t.name, t.format, &t.shape).unwrap());
+    tensors.iter().for_each(|t| writer.write_tensor(&t.name, gguf.bytes(t)).unwrap());
+    writer.finish().unwrap();
+}
+
+#[test]
+fn a_file_that_shrinks_is_an_error_that_names_it() {
+    let reference = reference("qwen3moe");
+    let prompt = ids(&reference["prompts"]["long"]["ids"]);
+    let expected = ids(&reference["greedy"]["long"]["ids"]);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("shrinking.gguf");
+    with_experts_last("qwen3moe", &path);
+    let mut engine = Engine::load(&path, &EngineConfig { exact: true, ..config(experts(0)) }).unwrap();
+    assert_eq!(greedy(&mut engine, &prompt, expected.len()).unwrap(), expected);
+    let experts_start = Gguf::open(&path).unwrap();
+    let experts_start = experts_start.tensors().iter().find(|t| t.name.contains("_exps")).unwrap().offset as u64;
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(experts_start.next_multiple_of(4096)).unwrap();
+    for _ in 0..2 {
+        let error = greedy(&mut engine, &prompt, 1).unwrap_err().to_string();
+        assert!(error.contains("shrinking.gguf") && error.contains("has become shorter"), "{error}");
+    }
+}
+
+#[test]
+fn a_budget_below_what_every_token_needs_is_refused_with_the_sum() {
+    let tiers = Some(Tiers::total(1 << 20));
+    let error = Engine::load(&model("qwen3moe"), &config(tiers)).err().unwrap().to_string();
+    for words in ["--ram 1048576 bytes are too few", "larger --ram", "smaller -c"] {
+        assert!(error.contains(words), "'{words}' is not in: {error}");
+    }
+}
