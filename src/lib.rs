@@ -40,6 +40,7 @@ pub mod sampler;
 pub mod plan;
 pub mod models;
 pub mod weights;
+pub mod experts;
 pub mod backend;
 pub mod cpu;
 pub mod gpu;

@@ -6,12 +6,10 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod golden_case;
-
-use std::fs::File;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+mod header;
 
 use golden_case::{exact, fixture, gpu_options, ids, reference};
+use header::{Header, attention, more_bits, qwen_coder_30b};
 use rynd::engine::{Engine, EngineConfig, GpuChoice, Session, Side};
 use rynd::gguf::Gguf;
 use rynd::gpu::{Handicap, dispatches, room};
@@ -28,29 +26,25 @@ fn the_plan_tells_the_dispatches_that_a_token_is_and_weights_are_read_once() {
     let files = ["models/qwen2/model", "models/qwen3moe/model", "models/gemma3/model", "models/mixtral/model"];
     let quantised = ["quantized/qwen2-Q4_K_M", "quantized/qwen2-IQ4_NL", "quantized/qwen3moe_wide-Q4_K_M"];
     for file in files.into_iter().chain(quantised) {
-        for binding_bytes in [None, Some(64 << 10)] {
-            let handicap = Handicap { binding_bytes, ..Handicap::default() };
-            let Some(mut gpu) = gpu_options() else { return };
-            gpu.handicap = handicap;
-            let config = EngineConfig { gpu, ..exact() };
-            let mut engine = Engine::load(&fixture(&format!("{file}.gguf")), &config).unwrap();
-            let prompt = ids(&reference("qwen3moe_long")["prompts"]["deep"]["ids"]);
-            let mut session = Session::new();
-            // Within one page, and in a context that attention splits.
-            for tokens in [20, 400] {
-                session.sync(&mut engine, &prompt[..tokens]).unwrap();
-                engine.reset_counters();
-                session.sync(&mut engine, &prompt[..tokens + 1]).unwrap();
-                let counters = engine.gpus()[0].counters();
-                let plan = engine.plan();
-                let bank_bytes = binding_bytes.unwrap_or(engine.gpus()[0].device().report().bank_bytes());
-                let pages = tokens / rynd::plan::PAGE_TOKENS + 1;
-                let what = format!("{file}, {binding_bytes:?}, {tokens} tokens");
-                assert_eq!(counters.dispatches as usize, told(plan, bank_bytes, pages), "{what}");
-                assert_eq!((counters.submits, counters.read_backs, counters.passes), (1, 1, 1), "{what}");
-                assert_eq!(counters.read_back_bytes, plan.vocab as u64 * 4, "{what}");
-                assert_eq!(counters.weight_bytes, bytes_once(plan), "{what}");
-            }
+        let Some(gpu) = gpu_options() else { return };
+        let config = EngineConfig { gpu, ..exact() };
+        let mut engine = Engine::load(&fixture(&format!("{file}.gguf")), &config).unwrap();
+        let prompt = ids(&reference("qwen3moe_long")["prompts"]["deep"]["ids"]);
+        let mut session = Session::new();
+        // Within one page, and in a context that attention splits.
+        for tokens in [20, 400] {
+            session.sync(&mut engine, &prompt[..tokens]).unwrap();
+            engine.reset_counters();
+            session.sync(&mut engine, &prompt[..tokens + 1]).unwrap();
+            let counters = engine.gpus()[0].counters();
+            let plan = engine.plan();
+            let pages = tokens / rynd::plan::PAGE_TOKENS + 1;
+            let what = format!("{file}, {tokens} tokens");
+            let bank_bytes = engine.gpus()[0].device().report().bank_bytes();
+            assert_eq!(counters.dispatches as usize, told(plan, bank_bytes, pages), "{what}");
+            assert_eq!((counters.submits, counters.read_backs, counters.passes), (1, 1, 1), "{what}");
+            assert_eq!(counters.read_back_bytes, plan.vocab as u64 * 4, "{what}");
+            assert_eq!(counters.weight_bytes, bytes_once(plan), "{what}");
         }
     }
 }
@@ -70,117 +64,6 @@ fn bytes_once(plan: &Plan) -> u64 {
             }
         })
         .sum()
-}
-
-/// A header with sparse weights behind it: no block is ever read.
-struct Header {
-    keys: Vec<u8>,
-    key_count: u64,
-    tensors: Vec<u8>,
-    tensor_count: u64,
-    offset: u64,
-    arch: &'static str,
-}
-
-impl Header {
-    fn new(arch: &'static str) -> Header {
-        let mut header = Header { keys: vec![], key_count: 0, tensors: vec![], tensor_count: 0, offset: 0, arch };
-        header.key("general.architecture", 8, &string(arch));
-        header
-    }
-
-    fn key(&mut self, name: &str, kind: u32, value: &[u8]) {
-        self.keys.extend(string(name));
-        self.keys.extend(kind.to_le_bytes());
-        self.keys.extend(value);
-        self.key_count += 1;
-    }
-
-    fn u32(&mut self, name: &str, value: u32) {
-        self.key(&format!("{}.{name}", self.arch), 4, &value.to_le_bytes());
-    }
-
-    fn f32(&mut self, name: &str, value: f32) {
-        self.key(&format!("{}.{name}", self.arch), 6, &value.to_le_bytes());
-    }
-
-    fn tensor(&mut self, name: &str, format: Format, shape: &[u64]) {
-        self.tensors.extend(string(name));
-        self.tensors.extend((shape.len() as u32).to_le_bytes());
-        shape.iter().for_each(|n| self.tensors.extend(n.to_le_bytes()));
-        self.tensors.extend(format.ggml_id().to_le_bytes());
-        self.tensors.extend(self.offset.to_le_bytes());
-        let row_bytes = format.row_bytes(shape[0] as usize).unwrap() as u64;
-        self.offset += (row_bytes * shape[1..].iter().product::<u64>()).next_multiple_of(32);
-        self.tensor_count += 1;
-    }
-
-    /// The file; its data are a hole.
-    fn open(self, name: &str) -> Gguf {
-        let path: PathBuf = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        let mut file = File::create(&path).unwrap();
-        let mut bytes = b"GGUF".to_vec();
-        bytes.extend(3_u32.to_le_bytes());
-        bytes.extend(self.tensor_count.to_le_bytes());
-        bytes.extend(self.key_count.to_le_bytes());
-        bytes.extend(self.keys);
-        bytes.extend(self.tensors);
-        bytes.resize(bytes.len().next_multiple_of(32), 0);
-        file.write_all(&bytes).unwrap();
-        file.set_len(bytes.len() as u64 + self.offset).unwrap();
-        let gguf = Gguf::open(&path).unwrap();
-        // The mapping keeps the file.
-        std::fs::remove_file(&path).unwrap();
-        gguf
-    }
-}
-
-fn string(text: &str) -> Vec<u8> {
-    let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
-    bytes.extend(text.as_bytes());
-    bytes
-}
-
-/// A transformer's sizes: width, heads, key-value heads, head size, vocabulary.
-fn attention(header: &mut Header, layers: u64, [n, heads, kv_heads, d, vocab]: [u64; 5], biases: bool) {
-    header.u32("block_count", layers as u32);
-    header.u32("embedding_length", n as u32);
-    header.u32("attention.head_count", heads as u32);
-    header.u32("attention.head_count_kv", kv_heads as u32);
-    header.u32("attention.key_length", d as u32);
-    header.u32("attention.value_length", d as u32);
-    header.u32("context_length", 32_768);
-    header.f32("attention.layer_norm_rms_epsilon", 1e-6);
-    header.tensor("token_embd.weight", Format::Q4_K, &[n, vocab]);
-    header.tensor("output_norm.weight", Format::F32, &[n]);
-    header.tensor("output.weight", Format::Q6_K, &[n, vocab]);
-    for layer in 0..layers {
-        let mut add = |name: &str, format, shape: &[u64]| header.tensor(&format!("blk.{layer}.{name}"), format, shape);
-        let (q, kv) = (heads * d, kv_heads * d);
-        add("attn_norm.weight", Format::F32, &[n]);
-        add("ffn_norm.weight", Format::F32, &[n]);
-        add("attn_q.weight", Format::Q4_K, &[n, q]);
-        add("attn_k.weight", Format::Q4_K, &[n, kv]);
-        add("attn_v.weight", more_bits(layer, layers), &[n, kv]);
-        add("attn_output.weight", Format::Q4_K, &[q, n]);
-        if biases {
-            add("attn_q.bias", Format::F32, &[q]);
-            add("attn_k.bias", Format::F32, &[kv]);
-            add("attn_v.bias", Format::F32, &[kv]);
-        } else {
-            add("attn_q_norm.weight", Format::F32, &[d]);
-            add("attn_k_norm.weight", Format::F32, &[d]);
-        }
-    }
-}
-
-/// Q4_K_M gives half of the layers Q6_K for values and for the way down.
-fn more_bits(layer: u64, layers: u64) -> Format {
-    if layer < layers / 8 || layer >= 7 * layers / 8 || (layer - layers / 8) % 3 == 2 {
-        Format::Q6_K
-    } else {
-        Format::Q4_K
-    }
 }
 
 /// All on one GPU; 24 GB and more bind all that a card of today binds.
@@ -229,20 +112,7 @@ fn a_dense_layer_of_qwen_coder_1_5b_is_at_most_8_dispatches() {
 
 #[test]
 fn a_layer_of_qwen3_coder_30b_is_at_most_12_dispatches() {
-    let mut header = Header::new("qwen3moe");
-    header.u32("feed_forward_length", 5472);
-    header.u32("expert_count", 128);
-    header.u32("expert_used_count", 8);
-    header.u32("expert_feed_forward_length", 768);
-    attention(&mut header, 48, [2048, 32, 4, 128, 151_936], false);
-    for layer in 0..48 {
-        let mut add = |name: &str, format, shape: &[u64]| header.tensor(&format!("blk.{layer}.{name}"), format, shape);
-        add("ffn_gate_inp.weight", Format::F32, &[2048, 128]);
-        add("ffn_gate_exps.weight", Format::Q4_K, &[2048, 768, 128]);
-        add("ffn_up_exps.weight", Format::Q4_K, &[2048, 768, 128]);
-        add("ffn_down_exps.weight", more_bits(layer, 48), &[768, 2048, 128]);
-    }
-    let plan = plan(&header.open("qwen3-30b.gguf"));
+    let plan = plan(&qwen_coder_30b("qwen3-30b.gguf"));
     for bank_bytes in BINDINGS {
         for context in [64, 4096, 32_768] {
             let (layer, rest) = most_a_layer(&plan, bank_bytes, context);
@@ -257,5 +127,55 @@ fn one_submission(plan: &Plan) {
     match stages(plan).as_slice() {
         [Stage::Run { side: Side::Gpu(0), wanted, .. }] => assert_eq!(wanted, &[plan.logits]),
         other => panic!("{other:?}"),
+    }
+}
+
+/// Resident bytes of a file's mapping.
+#[cfg(target_os = "linux")]
+fn resident_bytes(name: &str) -> u64 {
+    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut inside = false;
+    let mut kilobytes = 0;
+    for line in smaps.lines() {
+        if line.split_whitespace().next().is_some_and(|range| range.contains('-')) {
+            inside = line.contains(name);
+        } else if let Some(rss) = line.strip_prefix("Rss:").filter(|_| inside) {
+            kilobytes += rss.trim().trim_end_matches(" kB").parse::<u64>().unwrap();
+        }
+    }
+    kilobytes * 1024
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_files_pages_are_given_back_after_the_upload() {
+    let Some(gpu) = gpu_options() else { return };
+    let name = format!("given-back-{}.gguf", std::process::id());
+    let mut header = Header::new("qwen2");
+    header.u32("feed_forward_length", 4096);
+    attention(&mut header, 2, [1024, 16, 16, 64, 8192], true);
+    for layer in 0..2 {
+        let mut add = |name: &str, shape: &[u64]| {
+            header.tensor(&format!("blk.{layer}.{name}"), Format::Q8_0, shape);
+        };
+        add("ffn_gate.weight", &[1024, 4096]);
+        add("ffn_up.weight", &[1024, 4096]);
+        add("ffn_down.weight", &[4096, 1024]);
+    }
+    let gguf = header.open(&name);
+    for tensor in gguf.tensors() {
+        assert_eq!(gguf.bytes(tensor).iter().map(|b| u64::from(*b)).sum::<u64>(), 0);
+    }
+    let all = gguf.file_bytes();
+    assert!(resident_bytes(&name) > all / 10 * 9, "{} of {all}", resident_bytes(&name));
+    for staging in [false, true] {
+        let handicap = Handicap { staging, ..Handicap::default() };
+        let gpu = rynd::engine::GpuOptions { handicap, ..gpu.clone() };
+        let config = EngineConfig { gpu, context: Some(64), batch: 16, ..exact() };
+        let engine = Engine::new(gguf.clone(), &config).unwrap();
+        let uploaded = engine.gpus()[0].uploaded_bytes();
+        assert!(uploaded > all / 10 * 9, "{uploaded} bytes uploaded");
+        // Norms and biases are read on the CPU, and the pages around them come with them.
+        assert!(resident_bytes(&name) < all / 4, "{} of {all} stay", resident_bytes(&name));
     }
 }

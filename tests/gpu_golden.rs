@@ -10,7 +10,7 @@ mod golden_case;
 use golden_case::{
     all_logits, check_as, check_deep, exact, fixture, furthest, gpu_options, greedy, ids, load, npy, reference,
 };
-use rynd::engine::{Engine, EngineConfig, GpuChoice, GpuOptions};
+use rynd::engine::{Engine, EngineConfig, GpuChoice, GpuOptions, Handicap, Listing};
 use rynd::plan::{Side, Sides};
 
 /// Everything on one GPU, in f32; `None` when the machine has no adapter.
@@ -82,20 +82,14 @@ fn check_split(model: &str, name: &str, devices: usize, batch: usize, place: imp
     let layers = load(model, &exact());
     let sides = place(layers.plan());
     let Some(gpu) = gpu_options() else { return };
-    let gpu = GpuOptions { choice: GpuChoice::These((0..devices).collect()), sides: Some(sides), ..gpu };
+    // Several devices on the one adapter.
+    let listing = Some(Listing { copies: devices, software: true });
+    let gpu = GpuOptions { choice: GpuChoice::These((0..devices).collect()), sides: Some(sides), listing, ..gpu };
     let mut engine = load(model, &EngineConfig { batch, gpu, ..exact() });
     let start = ids(&reference["prompts"]["long"]["ids"]);
     let expected = ids(&reference["greedy"]["long"]["ids"]);
     assert_eq!(greedy(&mut engine, &start, expected.len()), expected, "{model}, {name}, batch {batch}");
     assert_eq!(engine.gpus().len(), devices, "{model}, {name}");
-}
-
-/// Three devices on the one adapter, for all tests of this process.
-fn copies() {
-    static ONCE: std::sync::Once = std::sync::Once::new();
-    // SAFETY: set once, before any other thread of this process reads the environment through `Devices::list`; the
-    // tests that do not call this see one adapter more and use the first.
-    ONCE.call_once(|| unsafe { std::env::set_var("RYND_GPU_COPIES", "3") });
 }
 
 /// The first `boundary` layers on one side, the others and the head on another.
@@ -123,7 +117,6 @@ fn every_layer_boundary_between_cpu_and_gpu_gives_the_same_ids() {
 
 #[test]
 fn two_and_three_devices_give_the_same_ids() {
-    copies();
     for model in ["llama", "qwen3moe"] {
         let layers = load(model, &exact()).plan().layers;
         for boundary in 0..=layers {
@@ -154,6 +147,29 @@ fn experts_on_the_cpu_with_attention_on_the_gpu_give_the_same_ids() {
                 sides.experts = Some(Side::Cpu);
                 sides
             });
+        }
+    }
+}
+
+#[test]
+fn what_an_adapter_may_lack_changes_no_logits() {
+    let Some(gpu) = gpu_options() else { return };
+    let prompt = ids(&reference("qwen2")["prompts"]["short"]["ids"]);
+    let handicaps = [
+        Handicap { no_subgroups: true, ..Handicap::default() },
+        Handicap { staging: true, ..Handicap::default() },
+        Handicap { bounds_checks: true, ..Handicap::default() },
+    ];
+    for handicap in handicaps {
+        for name in ["qwen2-Q4_K_M", "qwen3moe_wide-Q4_K_M"] {
+            for batch in [512, 1] {
+                let gpu = GpuOptions { handicap, ..gpu.clone() };
+                let config = EngineConfig { batch, gpu, ..exact() };
+                let mut engine = Engine::load(&fixture(&format!("quantized/{name}.gguf")), &config).unwrap();
+                let expected = npy(&format!("quantized/{name}.logits_f32act.npy"));
+                let off = furthest(&all_logits(&mut engine, &prompt), &expected);
+                assert!(off <= 5e-4, "{name}, {handicap:?}, batch {batch}: logits are {off} off");
+            }
         }
     }
 }

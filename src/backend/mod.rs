@@ -2,7 +2,11 @@
 //!
 //! Only the environment changes between runs. A backend knows nothing of architectures: the plan tells it everything.
 
+mod picks;
+
 use std::ops::Range;
+
+pub use picks::PickLog;
 
 use crate::plan::Slot;
 
@@ -34,7 +38,7 @@ pub enum BackendError {
     OutOfMemory { what: String, bytes: usize },
     #[error("{0}")]
     Device(String),
-    /// A device is gone, and what it held with it.
+    /// A device is gone or has no memory left: what it held can not be relied on.
     #[error("{0}")]
     Lost(String),
 }

@@ -78,6 +78,9 @@ pub enum Error {
     Busy { path: PathBuf },
     #[error("interrupted; {} of {file} are kept, run the same command again to go on", human(*kept))]
     Interrupted { file: String, kept: u64 },
+    /// The file there is no model that rynd reads.
+    #[error(transparent)]
+    Gguf(#[from] crate::gguf::GgufError),
     #[error("{}: {cause}", path.display())]
     Io { path: PathBuf, cause: io::Error },
 }

@@ -33,6 +33,11 @@ impl Home {
         self.config.join("models.toml")
     }
 
+    /// What the user typed into earlier chats, one entry a line; it need not exist.
+    pub fn chat_history(&self) -> PathBuf {
+        self.config.join("chat_history")
+    }
+
     pub(super) fn models(&self) -> PathBuf {
         self.cache.join("models")
     }

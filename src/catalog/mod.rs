@@ -14,6 +14,7 @@ mod http;
 mod hub;
 mod local;
 mod partial;
+mod peek;
 mod pip;
 mod pull;
 mod sum;
@@ -28,6 +29,7 @@ pub use home::Home;
 pub use http::Net;
 pub use hub::Hub;
 pub use local::{Resolved, Row, State};
+pub use peek::peek;
 pub use pull::{Event, Pull};
 
 const BUILT_IN: &str = include_str!("../../models.toml");

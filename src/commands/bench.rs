@@ -13,10 +13,11 @@ use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
+use super::counters::{self, GpuCounts};
 use super::load::{self, ComputeFlags, ModelArg};
 use super::memory::Memory;
 use super::{bandwidth, numbers};
-use crate::engine::{Engine, EngineConfig, Session, Times, Wanted};
+use crate::engine::{Engine, EngineConfig, Session, Wanted};
 
 /// Measure prompt and generation speed
 ///
@@ -89,30 +90,6 @@ struct Line {
     logits_hash: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     gpus: Vec<GpuCounts>,
-}
-
-/// What one GPU did for a token of a test, on average.
-#[derive(Debug, Serialize)]
-struct GpuCounts {
-    gpu: usize,
-    weight_bytes: f64,
-    dispatches: f64,
-    passes: f64,
-    submits: f64,
-    read_backs: f64,
-    read_back_bytes: f64,
-    written_bytes: f64,
-    /// By kernel: with --profile.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    kernels: Vec<KernelTime>,
-}
-
-/// Dispatches of a kernel in one run of a test, and what they took.
-#[derive(Debug, Serialize)]
-struct KernelTime {
-    kernel: String,
-    dispatches: u64,
-    ms: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -231,16 +208,13 @@ fn measure(
         hash = logits_hash;
     }
     let (mean, deviation) = numbers::mean_and_deviation(&samples);
-    let mut gpus = counts(engine, test.tokens * arguments.repetitions);
+    let mut gpus = counters::counts(engine, test.tokens * arguments.repetitions);
     if arguments.profile && !gpus.is_empty() {
         if !engine.time_kernels(true) {
             bail!("--profile needs timestamps, which a GPU here does not have; 'rynd devices' shows it");
         }
         once(engine, session, test, &ids)?;
-        for (counts, gpu) in gpus.iter_mut().zip(engine.gpus()) {
-            let row = |t: Times| KernelTime { kernel: t.kernel, dispatches: t.dispatches, ms: t.seconds * 1e3 };
-            counts.kernels = gpu.times().into_iter().map(row).collect();
-        }
+        gpus.iter_mut().zip(engine.gpus()).for_each(|(counts, gpu)| counts.add_times(gpu));
         engine.time_kernels(false);
     }
     let bytes = match test.kind {
@@ -259,29 +233,6 @@ fn measure(
         logits_hash: format!("{hash:016x}"),
         gpus,
     })
-}
-
-/// The counters of every GPU, over so many tokens.
-fn counts(engine: &Engine, tokens: usize) -> Vec<GpuCounts> {
-    let each = |n: u64| n as f64 / tokens as f64;
-    engine
-        .gpus()
-        .iter()
-        .map(|gpu| {
-            let c = gpu.counters();
-            GpuCounts {
-                gpu: gpu.device().report().index,
-                weight_bytes: each(c.weight_bytes),
-                dispatches: each(c.dispatches),
-                passes: each(c.passes),
-                submits: each(c.submits),
-                read_backs: each(c.read_backs),
-                read_back_bytes: each(c.read_back_bytes),
-                written_bytes: each(c.written_bytes),
-                kernels: vec![],
-            }
-        })
-        .collect()
 }
 
 /// One run from `test.depth` to the end of `ids`; its time and the hash of its last logits.
@@ -367,7 +318,8 @@ fn print(out: &mut impl Write, report: &Report) -> Result<()> {
         let (name, threads, hash) = (name(line.test), line.threads, &line.logits_hash);
         writeln!(out, "{name:<16} {threads:>7} {speed:>20} {read:>7} {share:>8}  {hash}")?;
     }
-    print_gpus(out, report)?;
+    let rows = report.lines.iter().flat_map(|line| line.gpus.iter().map(move |gpu| (name(line.test), gpu)));
+    counters::print(out, &rows.collect::<Vec<_>>())?;
     if let Some(memory) = report.memory {
         writeln!(
             out,
@@ -377,48 +329,6 @@ fn print(out: &mut impl Write, report: &Report) -> Result<()> {
             numbers::bytes(report.model_bytes),
             numbers::bytes(memory.anonymous_bytes)
         )?;
-    }
-    Ok(())
-}
-
-/// What a token of each test takes of each GPU, and the kernels' times.
-fn print_gpus(out: &mut impl Write, report: &Report) -> Result<()> {
-    let rows = || report.lines.iter().flat_map(|line| line.gpus.iter().map(move |gpu| (line, gpu)));
-    if rows().next().is_none() {
-        return Ok(());
-    }
-    writeln!(
-        out,
-        "\n{:<16} {:>3} {:>10} {:>10} {:>7} {:>8} {:>10} {:>10} {:>10}",
-        "a token of", "gpu", "weights", "dispatches", "passes", "submits", "read-backs", "read back", "written"
-    )?;
-    for (line, gpu) in rows() {
-        let size = |bytes: f64| numbers::bytes(bytes as u64);
-        writeln!(
-            out,
-            "{:<16} {:>3} {:>10} {:>10.1} {:>7.2} {:>8.2} {:>10.2} {:>10} {:>10}",
-            name(line.test),
-            gpu.gpu,
-            size(gpu.weight_bytes),
-            gpu.dispatches,
-            gpu.passes,
-            gpu.submits,
-            gpu.read_backs,
-            size(gpu.read_back_bytes),
-            size(gpu.written_bytes)
-        )?;
-    }
-    for (line, gpu) in rows().filter(|(_, gpu)| !gpu.kernels.is_empty()) {
-        let total: f64 = gpu.kernels.iter().map(|kernel| kernel.ms).sum();
-        writeln!(out, "\n{} on gpu {}: {total:.2} ms in kernels", name(line.test), gpu.gpu)?;
-        for kernel in &gpu.kernels {
-            let share = 100.0 * kernel.ms / total;
-            writeln!(
-                out,
-                "  {:<24} {:>7} dispatches {:>10.2} ms {share:>5.1}%",
-                kernel.kernel, kernel.dispatches, kernel.ms
-            )?;
-        }
     }
     Ok(())
 }

@@ -9,9 +9,9 @@ use crate::engine::{Engine, GpuChoice, GpuOptions};
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "GPU options")]
 pub struct GpuFlags {
-    /// GPUs to use: auto, off, or numbers of 'rynd devices' (0 or 0,1)
-    #[arg(long, value_name = "GPUS", default_value = "auto", value_parser = choice)]
-    gpu: GpuChoice,
+    /// GPUs to use: auto, off, or numbers of 'rynd devices' (0 or 0,1) [default: auto]
+    #[arg(long, value_name = "GPUS", value_parser = choice)]
+    gpu: Option<GpuChoice>,
     /// Layers on GPUs, the head counted as one: auto (as many as fit), or a number
     #[arg(long, value_name = "N", default_value = "auto", value_parser = layers)]
     gpu_layers: Layers,
@@ -31,11 +31,13 @@ impl GpuFlags {
     /// As the engine wants it. The reference that `exact` computes is the CPU's, unless a GPU is named.
     pub fn options(&self, exact: bool) -> GpuOptions {
         let choice = match &self.gpu {
-            GpuChoice::Auto if exact => GpuChoice::Off,
-            choice => choice.clone(),
+            None | Some(GpuChoice::Auto) if exact => GpuChoice::Off,
+            None => GpuChoice::Auto,
+            Some(choice) => choice.clone(),
         };
         GpuOptions {
             choice,
+            asked: self.gpu.is_some(),
             layers: self.gpu_layers.0,
             memory: self.gpu_memory,
             experts_on_cpu: self.cpu_experts,

@@ -1,4 +1,6 @@
 //! Ctrl-C: the first one asks the command to stop, the second ends the program at once.
+//!
+//! A chat outlives its answers: there Ctrl-C only ever asks, and each answer starts with the slate wiped.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,11 +10,12 @@ use anyhow::{Context, Result};
 pub const EXIT_CODE: u8 = 130;
 
 static ASKED: AtomicBool = AtomicBool::new(false);
+static SESSION: AtomicBool = AtomicBool::new(false);
 
 /// From now on Ctrl-C is counted instead of ending the program. Once a process.
 pub fn watch() -> Result<()> {
     ctrlc::set_handler(|| {
-        if ASKED.swap(true, Ordering::Relaxed) {
+        if ASKED.swap(true, Ordering::Relaxed) && !SESSION.load(Ordering::Relaxed) {
             std::process::exit(i32::from(EXIT_CODE));
         }
     })
@@ -22,4 +25,14 @@ pub fn watch() -> Result<()> {
 /// Whether the user asked to stop.
 pub fn asked() -> bool {
     ASKED.load(Ordering::Relaxed)
+}
+
+/// From now on no Ctrl-C ends the program, however often it is pressed.
+pub fn keep_session() {
+    SESSION.store(true, Ordering::Relaxed);
+}
+
+/// Forgets what was asked before.
+pub fn reset() {
+    ASKED.store(false, Ordering::Relaxed);
 }

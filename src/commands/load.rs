@@ -1,7 +1,7 @@
 //! The model argument and the flags that every command shares: how the model is loaded and computed.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::builder::RangedU64ValueParser;
@@ -47,6 +47,28 @@ impl ModelArg {
     /// Opens the file and prepares to run it.
     pub fn load(&self, config: &EngineConfig) -> Result<Engine> {
         start(self.open()?, config)
+    }
+}
+
+/// Which model, for commands that have a default.
+#[derive(Debug, clap::Args)]
+pub struct ModelOrDefault {
+    /// A GGUF file, a short name of 'rynd list', or hf:owner/repo[:QUANT or FILE] [default: the catalog's default model]
+    #[arg(value_name = "MODEL")]
+    model: Option<String>,
+    /// Fetch a model that is not here without asking
+    #[arg(long)]
+    yes: bool,
+}
+
+impl ModelOrDefault {
+    /// The model that the user named, or the catalog's.
+    pub fn get(&self) -> Result<ModelArg> {
+        let model = match &self.model {
+            Some(model) => model.clone(),
+            None => Catalog::open()?.default_model().to_owned(),
+        };
+        Ok(ModelArg { model, yes: self.yes })
     }
 }
 
@@ -132,6 +154,9 @@ pub struct ComputeFlags {
     /// Tokens of context the model was trained with
     #[arg(long, value_name = "TOKENS")]
     pub yarn_orig_ctx: Option<u32>,
+    /// Write what the routers of a mixture of experts pick to this file (see 'rynd experts')
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
     /// Base of the rotary frequencies instead of the file's
     #[arg(long, value_name = "BASE")]
     pub rope_base: Option<f32>,
@@ -149,6 +174,7 @@ impl ComputeFlags {
             rope: self.rope(),
             gpu: self.gpu.options(self.exact),
             notice: gpu::notice,
+            trace: self.trace.clone(),
             ..EngineConfig::default()
         }
     }

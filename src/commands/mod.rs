@@ -5,10 +5,14 @@
 
 mod bandwidth;
 mod bench;
+mod chat;
 mod complete;
 mod completions;
+mod counters;
 mod devices;
 mod gpu;
+mod eval;
+mod experts;
 mod imatrix;
 mod input;
 mod inspect;
@@ -22,6 +26,8 @@ mod npy;
 mod numbers;
 mod obtain;
 mod perplexity;
+mod plan;
+mod plan_what_if;
 mod pull;
 mod quantize;
 mod rm;
@@ -52,6 +58,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Chat(chat::Arguments),
     Run(run::Arguments),
     Complete(complete::Arguments),
     Pull(pull::Arguments),
@@ -59,10 +66,13 @@ enum Command {
     Rm(rm::Arguments),
     Inspect(inspect::Arguments),
     Devices(devices::Arguments),
+    Plan(plan::Arguments),
     Bench(bench::Arguments),
     Perplexity(perplexity::Arguments),
+    Eval(eval::Arguments),
     Quantize(quantize::Arguments),
     Imatrix(imatrix::Arguments),
+    Experts(experts::Arguments),
     Logits(logits::Arguments),
     Tokenize(tokenize::Arguments),
     Completions(completions::Arguments),
@@ -74,6 +84,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     rynd_quant::Kernels::from_env()?;
     crate::engine::quiet_drivers();
     match cli.command {
+        Command::Chat(arguments) => chat::run(&arguments),
         Command::Run(arguments) => run::run(&arguments),
         Command::Complete(arguments) => complete::run(&arguments),
         Command::Pull(arguments) => pull::run(&arguments),
@@ -81,10 +92,13 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Rm(arguments) => rm::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Devices(arguments) => devices::run(&arguments),
+        Command::Plan(arguments) => plan::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Perplexity(arguments) => perplexity::run(&arguments),
+        Command::Eval(arguments) => eval::run(&arguments),
         Command::Quantize(arguments) => quantize::run(&arguments),
         Command::Imatrix(arguments) => imatrix::run(&arguments),
+        Command::Experts(arguments) => experts::run(&arguments),
         Command::Logits(arguments) => logits::run(&arguments),
         Command::Tokenize(arguments) => tokenize::run(&arguments),
         Command::Completions(arguments) => completions::run(&arguments),

@@ -2,13 +2,16 @@
 //!
 //! The text is cut into chunks of the context; each starts afresh, with BOS in place of its first token where the
 //! vocabulary adds one, and only its second half is scored, so that every scored token has seen at least half a context.
-//! The figure after +- is the standard error of the mean negative log-likelihood, times the perplexity.
+//! The figure after +- is the standard error of the mean negative log-likelihood, times the perplexity. The logits of a
+//! run can be saved, and another run of the same tokens compared with them: what quantisation did to the predictions.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{BufReader, Write};
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 
@@ -16,17 +19,25 @@ use super::input::TextFlags;
 use super::load::{self, ComputeFlags, ModelArg};
 use super::{interrupt, numbers};
 use crate::engine::{Engine, EngineConfig, EngineError, Session, Wanted};
+use crate::gguf::Unfinished;
+use crate::quantize::divergence::{Report, TokenScore, score};
+use crate::quantize::reference_logits::{Evaluated, LogitsReader, LogitsWriter};
 use crate::tokenizer::Encode;
 
 /// Measure how well the model predicts a text
 ///
-/// Chunks, BOS, what is scored and the +- figure are those of llama.cpp's llama-perplexity, so the numbers compare.
+/// Chunks, BOS, what is scored and the +- figure are those of llama.cpp's llama-perplexity, so the numbers compare; so
+/// does the file of logits, which either program writes and reads.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   rynd perplexity model.gguf -f wiki.test.raw
   rynd perplexity model.gguf -f code.py -c 2048 --chunks 8 -v
-  cat src/*.rs | rynd perplexity model.gguf --kv q8_0 --json")]
+  cat src/*.rs | rynd perplexity model.gguf --kv q8_0 --json
+
+What quantisation costs, beside the original:
+  rynd perplexity model-BF16.gguf -f code.py --save-logits code.logits
+  rynd perplexity model-Q4_K_M.gguf --kl-divergence code.logits")]
 pub struct Arguments {
     #[command(flatten)]
     model: ModelArg,
@@ -38,6 +49,12 @@ pub struct Arguments {
     /// Stop after this many chunks
     #[arg(long, value_name = "N", value_parser = load::at_least_one())]
     chunks: Option<usize>,
+    /// Write the logits of all scored tokens to this file, two bytes a logit
+    #[arg(long, value_name = "FILE")]
+    save_logits: Option<PathBuf>,
+    /// Compare with the logits in this file; the text is that of the file
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "file", "ctx", "save_logits"])]
+    kl_divergence: Option<PathBuf>,
     /// Print the estimate after every chunk, on stderr
     #[arg(short, long)]
     verbose: bool,
@@ -53,19 +70,31 @@ pub struct Arguments {
 
 /// Runs the command.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    match &arguments.kl_divergence {
+        Some(path) => compare(arguments, path)?,
+        None => evaluate(arguments)?,
+    }
+    Ok(if interrupt::asked() { ExitCode::from(interrupt::EXIT_CODE) } else { ExitCode::SUCCESS })
+}
+
+fn load(arguments: &Arguments, context: usize) -> Result<Engine> {
+    arguments.model.load(&EngineConfig {
+        threads: arguments.threads,
+        context: Some(context),
+        // A batch's logits are (batch, vocab): no more than the scored half is ever wanted at once.
+        batch: arguments.compute.batch.min(context / 2),
+        ..arguments.compute.config()
+    })
+}
+
+/// The perplexity of a text, whose logits may be saved.
+fn evaluate(arguments: &Arguments) -> Result<()> {
     let text = arguments.text.read_prompt()?;
     let n = arguments.ctx;
     if n < 4 {
         bail!("-c {n} is too small: a chunk needs at least 4 tokens, and 512 is usual");
     }
-    let config = EngineConfig {
-        threads: arguments.threads,
-        context: Some(n),
-        // A batch's logits are (batch, vocab): no more than the scored half is ever wanted at once.
-        batch: arguments.compute.batch.min(n / 2),
-        ..arguments.compute.config()
-    };
-    let mut engine = arguments.model.load(&config)?;
+    let mut engine = load(arguments, n)?;
     let tokenizer = load::tokenizer(engine.gguf())?;
     let mut ids = tokenizer.encode(&text, Encode { add_special: true, parse_special: false });
     if ids.len() < n {
@@ -75,53 +104,149 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         ids.iter_mut().step_by(n).for_each(|id| *id = bos);
     }
     let chunks = (ids.len() / n).min(arguments.chunks.unwrap_or(usize::MAX));
+    ids.truncate(chunks * n);
+    let mut saved = match &arguments.save_logits {
+        Some(path) => Some(save(path, Evaluated { context: n, vocab: engine.plan().vocab, tokens: ids.clone() })?),
+        None => None,
+    };
     interrupt::watch()?;
     let bar = ProgressBar::new(chunks as u64).with_style(style());
     let mut score = Score::default();
     let mut session = Session::new();
-    for (i, chunk) in ids.chunks_exact(n).take(chunks).enumerate() {
-        if !score_chunk(&mut engine, &mut session, chunk, &mut score)? {
+    for (i, chunk) in ids.chunks_exact(n).enumerate() {
+        let mut losses = vec![]; // (rows)
+        let mut failed = Ok(());
+        let whole = run_chunk(&mut engine, &mut session, chunk, |targets, logits| {
+            let rows = logits.par_chunks_exact(logits.len() / targets.len());
+            let new: Vec<f64> = rows.zip(targets).map(|(row, &id)| negative_log_likelihood(row, id)).collect();
+            losses.extend(new);
+            if let Some(writer) = &mut saved {
+                failed = writer.write(logits);
+            }
+            if failed.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        failed.with_context(|| saving(arguments))?;
+        if !whole {
             break;
         }
+        losses.iter().for_each(|&loss| score.add(loss));
         bar.set_message(format!("PPL {:.4}", score.perplexity()));
         bar.inc(1);
         if arguments.verbose {
             let (ppl, error) = (score.perplexity(), score.error());
             bar.suspend(|| writeln!(std::io::stderr(), "chunk {} of {chunks}: PPL = {ppl:.4} +/- {error:.5}", i + 1))?;
         }
+        if interrupt::asked() {
+            break;
+        }
     }
     bar.finish_and_clear();
-    print(arguments, &score, chunks)?;
-    Ok(if interrupt::asked() { ExitCode::from(interrupt::EXIT_CODE) } else { ExitCode::SUCCESS })
+    if let Some(writer) = saved {
+        if bar.position() < chunks as u64 {
+            writeln!(std::io::stderr(), "rynd: interrupted; the logits are not saved")?;
+        } else {
+            writer.finish()?.publish().with_context(|| saving(arguments))?;
+        }
+    }
+    print(arguments, &score, chunks)
 }
 
-/// Adds the second half of a chunk to the score; false when the user broke off, the score then is as before.
-fn score_chunk(engine: &mut Engine, session: &mut Session, ids: &[u32], score: &mut Score) -> Result<bool> {
+fn saving(arguments: &Arguments) -> String {
+    let path = arguments.save_logits.as_deref().unwrap_or(Path::new(""));
+    format!("can not save the logits in {}; check the free space of the disk", path.display())
+}
+
+fn save(path: &Path, what: Evaluated) -> Result<LogitsWriter<Unfinished>> {
+    let context = || format!("can not create {}; check that the folder exists and is writable", path.display());
+    LogitsWriter::new(Unfinished::create(path).with_context(context)?, what).with_context(context)
+}
+
+/// How far the model's predictions are from those that were saved.
+fn compare(arguments: &Arguments, path: &Path) -> Result<()> {
+    let file = File::open(path).with_context(|| format!("can not read {}", path.display()))?;
+    let damaged = || path.display().to_string();
+    let mut reader = LogitsReader::new(BufReader::with_capacity(1 << 20, file)).with_context(damaged)?;
+    let mut what = reader.evaluated().clone();
+    let n = what.context;
+    let mut engine = load(arguments, n)?;
+    let vocab = engine.plan().vocab;
+    if vocab != what.vocab {
+        bail!(
+            "{}: these are logits over {} tokens, and the model has {vocab}; compare models of one vocabulary",
+            path.display(),
+            what.vocab
+        );
+    }
+    let tokenizer = load::tokenizer(engine.gguf())?;
+    if let Some(bos) = tokenizer.bos().filter(|_| tokenizer.add_bos()) {
+        what.tokens.iter_mut().step_by(n).for_each(|id| *id = bos);
+    }
+    let chunks = what.chunks().min(arguments.chunks.unwrap_or(usize::MAX));
+    interrupt::watch()?;
+    let bar = ProgressBar::new(chunks as u64).with_style(style());
+    let mut scores: Vec<TokenScore> = vec![];
+    let mut session = Session::new();
+    for (i, chunk) in what.tokens.chunks_exact(n).take(chunks).enumerate() {
+        let Some(base) = reader.next_chunk().with_context(damaged)? else { break };
+        let mut new: Vec<TokenScore> = vec![];
+        let whole = run_chunk(&mut engine, &mut session, chunk, |targets, logits| {
+            let base = &base[new.len()..new.len() + targets.len()];
+            let rows = logits.par_chunks_exact(vocab).zip(base).zip(targets);
+            let rows: Vec<TokenScore> = rows.map(|((row, base), &target)| score(row, *base, target)).collect();
+            new.extend(rows);
+            ControlFlow::Continue(())
+        })?;
+        if !whole {
+            break;
+        }
+        scores.extend(new);
+        bar.inc(1);
+        if let Some(report) = Report::new(&scores).filter(|_| arguments.verbose) {
+            let (ppl, kld, top) = (report.perplexity, report.kld.mean, 100.0 * report.same_top.value);
+            let line = format!("chunk {} of {chunks}: PPL {ppl:.4}, KLD {kld:.6}, same top {top:.2} %", i + 1);
+            bar.suspend(|| writeln!(std::io::stderr(), "{line}"))?;
+        }
+        if interrupt::asked() {
+            break;
+        }
+    }
+    bar.finish_and_clear();
+    let Some(report) = Report::new(&scores) else { bail!("interrupted before the first chunk was scored") };
+    let mut out = std::io::stdout().lock();
+    if arguments.json {
+        writeln!(out, "{}", serde_json::to_value(report)?)?;
+    } else {
+        writeln!(out, "{report}")?;
+    }
+    Ok(())
+}
+
+/// Runs a chunk on a fresh timeline. `see` gets, batch by batch, the tokens that the second half's rows should predict
+/// and the rows' logits (targets, vocab). False when the user or `see` broke off before the end.
+fn run_chunk(
+    engine: &mut Engine,
+    session: &mut Session,
+    ids: &[u32],
+    mut see: impl FnMut(&[u32], &[f32]) -> ControlFlow<()>,
+) -> Result<bool> {
     let first = ids.len() / 2;
-    let go_on = || if interrupt::asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+    let asked = || if interrupt::asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
     session.clear(engine);
-    let mut losses = vec![]; // (ids.len() - 1 - first)
     // Position i predicts token i + 1, so the last token is never run.
-    let head = session.extend(engine, &ids[..first], Wanted::Last, |_, _| go_on());
+    let head = session.extend(engine, &ids[..first], Wanted::Last, |_, _| asked());
+    let (mut seen, mut stopped) = (0, false);
     let result = head.and_then(|()| {
         session.extend(engine, &ids[first..ids.len() - 1], Wanted::All, |done, logits| {
-            let targets = &ids[first + 1 + losses.len()..first + 1 + done];
-            let vocab = logits.len() / targets.len();
-            let new: Vec<f64> = logits
-                .par_chunks_exact(vocab)
-                .zip(targets)
-                .map(|(row, &id)| negative_log_likelihood(row, id))
-                .collect();
-            losses.extend(new);
-            go_on()
+            let flow = see(&ids[first + 1 + seen..first + 1 + done], logits);
+            seen = done;
+            stopped = flow.is_break();
+            if stopped { flow } else { asked() }
         })
     });
     match result {
-        Err(EngineError::Interrupted) => return Ok(false),
-        other => other?,
+        Err(EngineError::Interrupted) => Ok(false),
+        other => other.map(|()| !stopped).map_err(Into::into),
     }
-    losses.iter().for_each(|&loss| score.add(loss));
-    Ok(!interrupt::asked())
 }
 
 /// `-ln softmax(logits)[id]`, in f64.

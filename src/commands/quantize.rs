@@ -12,6 +12,7 @@ use regex_automata::meta::Regex;
 use rynd_quant::Format;
 
 use super::{interrupt, load, numbers};
+use crate::quantize::kind::is_quantizable;
 use crate::quantize::{self, FileType, Imatrix, Job, Options, QuantizeError, Recipe, Source};
 
 /// Write a model in another precision
@@ -36,7 +37,7 @@ pub struct Arguments {
     imatrix: Option<PathBuf>,
     /// Tensors whose name matches get this format; may be repeated, the first match counts
     #[arg(long, value_name = "REGEX=FORMAT", value_parser = tensor_type)]
-    tensor_type: Vec<(Regex, Format)>,
+    tensor_type: Vec<TensorType>,
     /// Format of the output matrix
     #[arg(long, value_name = "FORMAT", value_parser = format)]
     output_tensor_type: Option<Format>,
@@ -78,6 +79,7 @@ Examples:
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let options = options(arguments)?;
     let job = Job::new(Source::open(&arguments.input)?, &options)?;
+    check_named(arguments, &job)?;
     if arguments.dry_run {
         print_plan(&job)?;
         return Ok(ExitCode::SUCCESS);
@@ -124,13 +126,25 @@ fn options(arguments: &Arguments) -> Result<Options> {
             pure: arguments.pure,
             output: arguments.output_tensor_type,
             embedding: arguments.token_embedding_type,
-            overrides: arguments.tensor_type.clone(),
+            overrides: arguments.tensor_type.iter().map(|named| (named.pattern.clone(), named.format)).collect(),
             weighted: imatrix.is_some(),
         },
         imatrix,
         allow_requantize: arguments.allow_requantize,
         split_bytes: arguments.split_max_size,
     })
+}
+
+/// An order that nothing follows is a slip of the pen.
+fn check_named(arguments: &Arguments, job: &Job) -> Result<()> {
+    let matrices = || job.source.tensors.iter().filter(|tensor| is_quantizable(&tensor.name, &tensor.shape));
+    for named in &arguments.tensor_type {
+        if !matrices().any(|tensor| named.pattern.is_match(&tensor.name)) {
+            let (argument, input) = (&named.argument, arguments.input.display());
+            bail!("--tensor-type {argument} matches no weight matrix of {input}; --dry-run without it lists them");
+        }
+    }
+    Ok(())
 }
 
 /// Says where an importance matrix has nothing to say.
@@ -199,10 +213,18 @@ fn format(name: &str) -> Result<Format, QuantizeError> {
     format.ok_or_else(|| QuantizeError::UnknownFormat { name: name.to_owned() })
 }
 
-fn tensor_type(argument: &str) -> Result<(Regex, Format)> {
+/// An order for the tensors whose name matches.
+#[derive(Clone, Debug)]
+struct TensorType {
+    argument: String,
+    pattern: Regex,
+    format: Format,
+}
+
+fn tensor_type(argument: &str) -> Result<TensorType> {
     let (pattern, name) = argument.rsplit_once('=').context("it should read REGEX=FORMAT, such as ffn_down=q6_k")?;
     let pattern = Regex::new(pattern).with_context(|| format!("'{pattern}' is no regular expression"))?;
-    Ok((pattern, format(name)?))
+    Ok(TensorType { argument: argument.to_owned(), pattern, format: format(name)? })
 }
 
 /// "50G": decimal, as llama-gguf-split counts.

@@ -8,42 +8,42 @@ use anyhow::{Context, Result, bail};
 use crate::sampler::{Sampler, SamplerConfig};
 
 /// How the next token is chosen.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Sampling options")]
 pub struct SamplingFlags {
     /// Temperature; 0 always takes the likeliest token [default: 0.7]
     #[arg(long, value_name = "T")]
-    temp: Option<f32>,
+    pub(super) temp: Option<f32>,
     /// Choose among this many of the likeliest tokens, 0: all [default: 20]
     #[arg(long, value_name = "K")]
-    top_k: Option<usize>,
+    pub(super) top_k: Option<usize>,
     /// Choose among the likeliest tokens up to this probability, 1: all [default: 0.8]
     #[arg(long, value_name = "P")]
-    top_p: Option<f32>,
+    pub(super) top_p: Option<f32>,
     /// Choose among tokens of at least this share of the likeliest one's probability [default: 0]
     #[arg(long, value_name = "P")]
-    min_p: Option<f32>,
+    pub(super) min_p: Option<f32>,
     /// Choose among the tokens nearest to the expected surprise, up to this probability, 1: off [default: 1]
     #[arg(long, value_name = "P")]
-    typical_p: Option<f32>,
+    pub(super) typical_p: Option<f32>,
     /// Divide the logits of tokens seen before, 1: off [default: 1.05]
     #[arg(long, value_name = "R")]
-    repeat_penalty: Option<f32>,
+    pub(super) repeat_penalty: Option<f32>,
     /// Take this from the logits of tokens seen before [default: 0]
     #[arg(long, value_name = "A", allow_negative_numbers = true)]
-    presence_penalty: Option<f32>,
+    pub(super) presence_penalty: Option<f32>,
     /// Take this from a logit for each time its token was seen [default: 0]
     #[arg(long, value_name = "A", allow_negative_numbers = true)]
-    frequency_penalty: Option<f32>,
+    pub(super) frequency_penalty: Option<f32>,
     /// Tokens that the penalties look back on [default: 64]
     #[arg(long, value_name = "TOKENS")]
-    repeat_last: Option<usize>,
+    pub(super) repeat_last: Option<usize>,
     /// Add to a token's logit; may be given several times ('-inf' forbids the token)
     #[arg(long, value_name = "ID=BIAS")]
-    logit_bias: Vec<String>,
+    pub(super) logit_bias: Vec<String>,
     /// The same seed gives the same text [default: a new one each time]
     #[arg(long, value_name = "N")]
-    seed: Option<u64>,
+    pub(super) seed: Option<u64>,
 }
 
 impl SamplingFlags {
@@ -58,7 +58,11 @@ impl SamplingFlags {
 
     /// The settings, over the defaults.
     pub fn config(&self) -> Result<SamplerConfig> {
-        let defaults = SamplerConfig::default();
+        self.config_over(SamplerConfig::default())
+    }
+
+    /// The settings, over a model's own defaults.
+    pub fn config_over(&self, defaults: SamplerConfig) -> Result<SamplerConfig> {
         let base = if self.temp == Some(0.0) {
             SamplerConfig { penalty_tokens: defaults.penalty_tokens, ..SamplerConfig::greedy() }
         } else {

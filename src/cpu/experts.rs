@@ -156,6 +156,10 @@ impl Cpu {
             }
         }
         w.barrier();
+        if let Some(log) = self.picks.as_deref().filter(|_| w.index == 0) {
+            // SAFETY: phase contract; all picks were written before the barrier, and the next step only reads them.
+            log.put(weight, unsafe { self.buffer(picks).get(0..t * 2 * used) });
+        }
     }
 
     /// `Op::Experts`.

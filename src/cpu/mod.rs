@@ -21,7 +21,7 @@ use rynd_quant::{Kernels, Linear};
 use self::kv::KvCache;
 pub use self::sums::{InputSums, WeightSums};
 use self::threads::{Shared, Team, Worker};
-use crate::backend::{Backend, BackendError, Env, KvFormat};
+use crate::backend::{Backend, BackendError, Env, KvFormat, PickLog};
 use crate::plan::{KvId, Op, PAGE_TOKENS, Plan, RopeId, RopeLayout, Slot, WeightId};
 use crate::weights::Weights;
 
@@ -61,6 +61,8 @@ pub struct Cpu {
     workers: Vec<UnsafeCell<WorkerState>>,
     /// Who wants to know what goes into the products.
     sums: Option<Arc<InputSums>>,
+    /// Who wants to know what the routers picked.
+    picks: Option<Arc<PickLog>>,
 }
 
 // SAFETY: the cells are reached only from inside `run`, `workers[i]` by worker i alone; the rest is `Sync` by itself.
@@ -152,10 +154,16 @@ impl Cpu {
             angles,
             workers: (0..team.size()).map(|_| UnsafeCell::default()).collect(),
             sums: None,
+            picks: None,
             team,
             plan,
             weights,
         })
+    }
+
+    /// From now on what the routers pick is copied here.
+    pub fn log_picks(&mut self, log: Arc<PickLog>) {
+        self.picks = Some(log);
     }
 
     /// Number of worker threads.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::{EngineConfig, EngineError};
 use crate::backend::KvFormat;
-use crate::gpu::{AdapterReport, Devices, Gpu, GpuConfig, GpuError, Handicap, dispatches, refusal, room};
+use crate::gpu::{AdapterReport, Devices, Gpu, GpuConfig, GpuError, Handicap, Listing, dispatches, refusal, room};
 use crate::plan::{KvId, Op, PAGE_TOKENS, Plan, Room, Side, Sides, Step, WeightId, place};
 use crate::weights::Weights;
 
@@ -27,6 +27,8 @@ pub enum GpuChoice {
 #[derive(Clone, Debug, Default)]
 pub struct GpuOptions {
     pub choice: GpuChoice,
+    /// Whether the absence of GPUs is worth telling.
+    pub asked: bool,
     /// Layers on GPUs, the head counted as one; `None` is as many as have room.
     pub layers: Option<usize>,
     /// Bytes of each GPU's memory, at most; `None` is nine tenths of what it has.
@@ -36,6 +38,8 @@ pub struct GpuOptions {
     /// A placement in place of the one that fits best.
     pub sides: Option<Sides>,
     pub handicap: Handicap,
+    /// How adapters are listed, in place of what the environment says.
+    pub listing: Option<Listing>,
 }
 
 /// A placed plan and the adapters of its sides.
@@ -109,7 +113,9 @@ impl Outline {
             GpuChoice::Off => return Ok(Outline::cpu(plan.clone())),
             // Inputs are observed where the CPU computes.
             GpuChoice::Auto if config.observe_inputs => return Ok(Outline::cpu(plan.clone())),
-            GpuChoice::Auto | GpuChoice::These(_) => Devices::list(),
+            GpuChoice::Auto | GpuChoice::These(_) => {
+                Devices::list_as(gpu.listing.unwrap_or(Listing::from_environment()))
+            }
         };
         let indices = match &gpu.choice {
             GpuChoice::These(indices) => indices.clone(),
@@ -129,7 +135,9 @@ impl Outline {
             Side::Cpu => None,
         });
         let used = used.max().unwrap_or(0).min(adapters.len());
-        let placed = place(plan, &sides, &|op| refusal(plan, op, sizes.kv).is_some());
+        // What routers pick is recorded where the CPU runs them.
+        let recorded = |op: &Op| config.trace.is_some() && matches!(op, Op::Router { .. });
+        let placed = place(plan, &sides, &|op| recorded(op) || refusal(plan, op, sizes.kv).is_some());
         Ok(Outline {
             plan: Arc::new(placed),
             adapters: adapters.into_iter().take(used).collect(),

@@ -5,23 +5,26 @@
 //! edits, regenerations and the turns of a chat cost their new tokens only.
 
 mod gpus;
+mod record;
 mod session;
 mod split;
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use gpus::{GpuChoice, GpuOptions, GpuShare, Outline};
-pub use session::{Session, Wanted};
+pub use record::{expert_header, router_key};
+pub use session::{Session, Span, Wanted, advance};
 pub use split::Split;
 
 use self::gpus::Sizes;
-use crate::backend::{Backend, BackendError, Env, KvFormat, Token};
+use self::record::Recorder;
+use crate::backend::{Backend, BackendError, Env, KvFormat, PickLog, Token};
 use crate::cpu::{Cpu, CpuConfig, InputSums};
 use crate::gguf::{Gguf, GgufError};
 use crate::gpu::GpuError;
-pub use crate::gpu::{AdapterReport, Counters, Devices, Gpu, Times, quiet_drivers};
+pub use crate::gpu::{AdapterReport, Counters, Devices, Gpu, Handicap, Listing, Times, quiet_drivers};
 use crate::models::{self, RopeOverride};
 pub use crate::plan::Side;
 use crate::plan::{Op, PAGE_TOKENS, Plan, PlanError, Slot};
@@ -51,6 +54,12 @@ pub enum EngineError {
     ContextFull { tokens: usize, context: usize },
     #[error("no cache pages are left for another session; raise the context with -c")]
     NoPages,
+    #[error("{tokens} tokens are more than one run of {batch} holds; raise it with -b")]
+    BatchFull { tokens: usize, batch: usize },
+    #[error("can not write the trace {path}: {cause}")]
+    Trace { path: PathBuf, cause: std::io::Error },
+    #[error("{file}: the model has no experts, so there is nothing to trace; leave --trace out")]
+    NothingToTrace { file: PathBuf },
     #[error("interrupted")]
     Interrupted,
 }
@@ -82,6 +91,8 @@ pub struct EngineConfig {
     pub sessions: usize,
     /// Sum up the squared inputs of all matrices, for an importance matrix.
     pub observe_inputs: bool,
+    /// Write what the routers pick to this file.
+    pub trace: Option<PathBuf>,
     pub gpu: GpuOptions,
     /// Hears when the model moves to the CPU because a GPU could not be used.
     pub notice: fn(&str),
@@ -90,6 +101,13 @@ pub struct EngineConfig {
 impl EngineConfig {
     fn threads(&self) -> usize {
         self.threads.unwrap_or_else(num_cpus::get_physical).max(1)
+    }
+
+    /// Says why no GPU is used; that there is none is news only to who asked.
+    fn tell_of_cpu(&self, e: &EngineError) {
+        if self.gpu.asked || !matches!(e, EngineError::Gpu(GpuError::NoAdapter { .. })) {
+            (self.notice)(&format!("running on the CPU: {e}"));
+        }
     }
 
     /// Tokens of context for this plan.
@@ -114,8 +132,15 @@ impl Default for EngineConfig {
             observe_inputs: false,
             gpu: GpuOptions::default(),
             notice: |_| {},
+            trace: None,
         }
     }
+}
+
+/// What the CPU executor tells on the side.
+struct Observers {
+    input_sums: Option<Arc<InputSums>>,
+    picks: Option<Arc<PickLog>>,
 }
 
 /// A loaded model.
@@ -133,6 +158,7 @@ pub struct Engine {
     /// Rises when executors were replaced and what they cached is gone.
     epoch: u32,
     input_sums: Option<Arc<InputSums>>,
+    recorder: Option<Recorder>,
 }
 
 impl Engine {
@@ -147,16 +173,21 @@ impl Engine {
             return Err(EngineError::ObservedOnGpu);
         }
         let plan = models::plan(&gguf, &config.rope)?;
-        let (plan, backend, input_sums) = match Engine::backend(&gguf, Outline::new(&plan, config), config) {
-            Ok(made) => made,
-            Err(e) if config.gpu.choice == GpuChoice::Auto && e.is_of_gpu() => {
-                (config.notice)(&format!("running on the CPU: {e}"));
-                Engine::backend(&gguf, Ok(Outline::cpu(plan)), config)?
-            }
-            Err(e) => return Err(e),
-        };
+        let (plan, backend, Observers { input_sums, picks }) =
+            match Engine::backend(&gguf, Outline::new(&plan, config), config) {
+                Ok(made) => made,
+                Err(e) if config.gpu.choice == GpuChoice::Auto && e.is_of_gpu() => {
+                    config.tell_of_cpu(&e);
+                    Engine::backend(&gguf, Ok(Outline::cpu(plan)), config)?
+                }
+                Err(e) => return Err(e),
+            };
         let context = config.context(&plan);
         let Sizes { batch, pages, .. } = Sizes::new(&plan, config);
+        let recorder = match (&config.trace, picks) {
+            (Some(path), Some(log)) => Some(Recorder::create(path, &gguf, &plan, log)?),
+            _ => None,
+        };
         Ok(Engine {
             gguf,
             plan,
@@ -170,6 +201,7 @@ impl Engine {
             config: config.clone(),
             epoch: 0,
             input_sums,
+            recorder,
         })
     }
 
@@ -178,7 +210,7 @@ impl Engine {
         let plan = models::plan(gguf, &config.rope)?;
         match Outline::new(&plan, config) {
             Err(e) if config.gpu.choice == GpuChoice::Auto && e.is_of_gpu() => {
-                (config.notice)(&format!("running on the CPU: {e}"));
+                config.tell_of_cpu(&e);
                 Ok(Outline::cpu(plan))
             }
             outline => outline,
@@ -190,7 +222,7 @@ impl Engine {
         gguf: &Gguf,
         outline: Result<Outline, EngineError>,
         config: &EngineConfig,
-    ) -> Result<(Arc<Plan>, Split, Option<Arc<InputSums>>), EngineError> {
+    ) -> Result<(Arc<Plan>, Split, Observers), EngineError> {
         let outline = outline?;
         let plan = Arc::clone(&outline.plan);
         let Sizes { batch, pages, kv } = Sizes::new(&plan, config);
@@ -202,7 +234,11 @@ impl Engine {
         if let Some(sums) = &input_sums {
             cpu.observe(Arc::clone(sums));
         }
-        Ok((Arc::clone(&plan), Split::new(plan, cpu, gpus), input_sums))
+        let picks = config.trace.as_ref().map(|_| Arc::new(PickLog::new(&plan)));
+        if let Some(log) = &picks {
+            cpu.log_picks(Arc::clone(log));
+        }
+        Ok((Arc::clone(&plan), Split::new(plan, cpu, gpus), Observers { input_sums, picks }))
     }
 
     /// The GPUs that are in use.
@@ -224,7 +260,11 @@ impl Engine {
         }
         (self.config.notice)(&format!("going on with the CPU: {e}"));
         let outline = Outline::cpu(models::plan(&self.gguf, &self.config.rope)?);
-        (self.plan, self.backend, self.input_sums) = Engine::backend(&self.gguf, Ok(outline), &self.config)?;
+        let (plan, backend, Observers { input_sums, picks }) = Engine::backend(&self.gguf, Ok(outline), &self.config)?;
+        (self.plan, self.backend, self.input_sums) = (plan, backend, input_sums);
+        if let (Some(recorder), Some(picks)) = (&mut self.recorder, picks) {
+            recorder.follow(picks);
+        }
         self.epoch += 1;
         Ok(())
     }
@@ -269,14 +309,25 @@ impl Engine {
         self.threads
     }
 
-    /// Runs the whole plan for these tokens; returns the logits of `env.rows`: (r, vocab).
-    fn forward(&mut self, env: &Env) -> Result<&[f32], EngineError> {
+    /// Runs the whole plan for these tokens and keeps the logits of `env.rows`: (r, vocab).
+    fn forward(&mut self, env: &Env) -> Result<(), EngineError> {
+        self.compute(env)?;
+        self.record(env)
+    }
+
+    /// Appends the run to the trace, if there is one.
+    fn record(&mut self, env: &Env) -> Result<(), EngineError> {
+        self.recorder.as_mut().map_or(Ok(()), |recorder| recorder.run(env.tokens))
+    }
+
+    /// As `forward`, without a word in the trace.
+    fn compute(&mut self, env: &Env) -> Result<(), EngineError> {
         self.backend.run(0..self.plan.steps.len(), env)?;
         self.logits.resize(env.rows.len() * self.plan.vocab, 0.0);
         if !env.rows.is_empty() {
             self.backend.read(self.plan.logits, &mut self.logits)?;
         }
-        Ok(&self.logits)
+        Ok(())
     }
 
     /// Runs the whole plan for these tokens and keeps the id of the last row's largest logit.
@@ -285,7 +336,7 @@ impl Engine {
         self.backend.run_best(0..self.plan.steps.len(), env, (self.plan.logits, self.plan.vocab), &mut best)?;
         self.logits.clear();
         self.best = best.last().copied().flatten();
-        Ok(())
+        self.record(env)
     }
 
     /// The id of the largest logit of the last token that was run with `Wanted::Best`, the lowest of equals; `None` when
@@ -345,6 +396,11 @@ impl Engine {
         }
         self.free_pages.extend(pages);
         result
+    }
+
+    /// Gives the trace file its name. Dropping the engine does the same, but can not say what went wrong.
+    pub fn finish_trace(&mut self) -> Result<(), EngineError> {
+        self.recorder.take().map_or(Ok(()), Recorder::finish)
     }
 
     fn take_pages(&mut self, n: usize) -> Result<Vec<u32>, EngineError> {

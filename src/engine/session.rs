@@ -1,4 +1,4 @@
-//! One timeline: the ids computed so far and the cache pages that hold them.
+//! One timeline: the ids computed so far and the cache pages that hold them; and runs over several timelines at once.
 
 use std::ops::ControlFlow;
 
@@ -9,12 +9,21 @@ use crate::plan::PAGE_TOKENS;
 /// Whose logits a sync returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
+    /// Nobody's: the tokens are only cached.
+    None,
     /// The last token's: (1, vocab).
     Last,
     /// Every computed token's, batch by batch.
     All,
     /// None: only which is the last token's largest, for `Engine::best`.
     Best,
+}
+
+/// New tokens of one timeline in a run.
+pub struct Span<'a> {
+    pub session: &'a mut Session,
+    pub ids: &'a [u32],
+    pub wanted: Wanted,
 }
 
 /// A timeline of tokens. Its pages go back to the engine by `Session::clear`.
@@ -88,39 +97,36 @@ impl Session {
         if tokens > engine.context {
             return Err(EngineError::ContextFull { tokens, context: engine.context });
         }
-        self.refresh(engine)?;
         let mut done = 0;
-        for batch in new.chunks(engine.batch) {
-            let end = self.ids.len() + batch.len();
-            let missing = end.div_ceil(PAGE_TOKENS) - self.pages.len();
-            self.pages.extend(engine.take_pages(missing)?);
-            let start = self.ids.len();
-            let run: Vec<Token> =
-                batch.iter().enumerate().map(|(i, &id)| Token { id, seq: 0, pos: (start + i) as u32 }).collect();
-            let last = done + batch.len() == new.len();
-            let rows: Vec<u32> = match wanted {
-                Wanted::All => (0..batch.len() as u32).collect(),
-                Wanted::Last | Wanted::Best if last => vec![batch.len() as u32 - 1],
-                Wanted::Last | Wanted::Best => vec![],
+        let size = engine.batch;
+        for ids in new.chunks(size) {
+            let last = done + ids.len() == new.len();
+            let wanted = match wanted {
+                Wanted::Last | Wanted::Best if !last => Wanted::None,
+                Wanted::None | Wanted::Last | Wanted::All | Wanted::Best => wanted,
             };
-            let forward = |engine: &mut Engine, pages: &[u32]| {
-                let env = Env { tokens: &run, rows: &rows, pages: &[pages] };
-                if wanted == Wanted::Best { engine.forward_best(&env) } else { engine.forward(&env).map(|_| ()) }
-            };
-            if let Err(e) = forward(engine, &self.pages) {
-                // A lost GPU took the cache with it: without it, all is computed anew.
-                engine.leave_gpus(e)?;
-                self.refresh(engine)?;
-                forward(engine, &self.pages)?;
-            }
-            let logits = &engine.logits[..];
-            done += batch.len();
-            self.ids.extend_from_slice(batch);
+            let logits = advance(engine, &mut [Span { session: self, ids, wanted }])?;
+            done += ids.len();
             if see(done, logits).is_break() && !last {
                 return Err(EngineError::Interrupted);
             }
         }
         Ok(())
+    }
+
+    /// Takes the pages that `new` more tokens need.
+    fn reserve(&mut self, engine: &mut Engine, new: usize) -> Result<(), EngineError> {
+        let tokens = self.ids.len() + new;
+        if new == 0 {
+            return Err(EngineError::EmptyPrompt);
+        }
+        if tokens > engine.context {
+            return Err(EngineError::ContextFull { tokens, context: engine.context });
+        }
+        // A run that failed may have left pages that hold nothing yet.
+        let missing = tokens.div_ceil(PAGE_TOKENS).saturating_sub(self.pages.len());
+        self.pages.extend(engine.take_pages(missing)?);
+        self.refresh(engine)
     }
 
     /// Computes again what an executor that is gone had cached.
@@ -132,9 +138,55 @@ impl Session {
             let start = i * engine.batch;
             let run: Vec<Token> =
                 batch.iter().enumerate().map(|(i, &id)| Token { id, seq: 0, pos: (start + i) as u32 }).collect();
-            engine.forward(&Env { tokens: &run, rows: &[], pages: &[&self.pages] })?;
+            engine.compute(&Env { tokens: &run, rows: &[], pages: &[&self.pages] })?;
         }
         self.epoch = engine.epoch;
         Ok(())
     }
+}
+
+/// Appends tokens to several timelines in one run, which reads the weights once for all of them; returns the logits
+/// wanted, span after span: (rows, vocab).
+///
+/// All spans together hold at most `Engine::batch` tokens. If the run fails, no timeline has changed.
+pub fn advance<'e>(engine: &'e mut Engine, spans: &mut [Span]) -> Result<&'e mut [f32], EngineError> {
+    let total: usize = spans.iter().map(|span| span.ids.len()).sum();
+    if total > engine.batch {
+        return Err(EngineError::BatchFull { tokens: total, batch: engine.batch });
+    }
+    for span in &mut *spans {
+        span.session.reserve(engine, span.ids.len())?;
+    }
+    let mut tokens = Vec::with_capacity(total);
+    let mut rows = vec![];
+    for (seq, span) in spans.iter().enumerate() {
+        let first = tokens.len() as u32;
+        let start = span.session.ids.len();
+        let place = |(i, &id)| Token { id, seq: seq as u32, pos: (start + i) as u32 };
+        tokens.extend(span.ids.iter().enumerate().map(place));
+        let end = tokens.len() as u32;
+        match span.wanted {
+            Wanted::None => {}
+            Wanted::Last | Wanted::Best => rows.push(end - 1),
+            Wanted::All => rows.extend(first..end),
+        }
+    }
+    // Whose logits one span wants are those of all.
+    let best = spans.iter().any(|span| span.wanted == Wanted::Best)
+        && spans.iter().all(|span| matches!(span.wanted, Wanted::Best | Wanted::None));
+    let run = |engine: &mut Engine, spans: &[Span]| {
+        let pages: Vec<&[u32]> = spans.iter().map(|span| &span.session.pages[..]).collect();
+        let env = Env { tokens: &tokens, rows: &rows, pages: &pages };
+        if best { engine.forward_best(&env) } else { engine.forward(&env) }
+    };
+    if let Err(e) = run(engine, spans) {
+        // A lost GPU took the caches with it: without it, all is computed anew.
+        engine.leave_gpus(e)?;
+        for span in &mut *spans {
+            span.session.refresh(engine)?;
+        }
+        run(engine, spans)?;
+    }
+    spans.iter_mut().for_each(|span| span.session.ids.extend_from_slice(span.ids));
+    Ok(&mut engine.logits)
 }

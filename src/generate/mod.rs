@@ -1,18 +1,27 @@
-//! From a prompt to a stream of text: the only decode loop.
+//! From a prompt to a stream of text: the only decode loops, for one request and for many at once.
 //!
 //! Everything that produces text (run, chat, complete, serve) goes through `generate`: it syncs the session, samples,
-//! turns ids into whole characters and watches for the ends. It does not print and does not know of templates.
+//! turns ids into whole characters and watches for the ends. `Batch` does the same for requests that come and go, with
+//! one run of the model for all of them. Nothing here prints or knows of templates.
+
+mod batch;
+mod stream;
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+pub use batch::{Batch, Done, Job};
+
+use self::stream::Stream;
 use crate::engine::{Engine, EngineError, Session, Wanted};
 use crate::sampler::{Sampler, SamplerError};
-use crate::tokenizer::{Decoder, Tokenizer};
+use crate::tokenizer::Tokenizer;
 
 /// Why generation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum GenerateError {
+    #[error("{most} requests are running, as many as one run holds; finish one first or raise it with -b")]
+    Busy { most: usize },
     #[error(transparent)]
     Engine(#[from] EngineError),
     #[error(transparent)]
@@ -101,27 +110,10 @@ pub fn generate(
     let mut id = sampler.sample(logits)?;
     summary.prefill = start.elapsed();
     let decode_start = Instant::now();
-    let limit = limits.tokens.unwrap_or(usize::MAX).min(engine.context() - prompt.len());
-    let mut decoder = Decoder::new(false);
-    let mut held_back = HeldBack::new(&limits.stop);
-    while summary.generated_tokens < limit {
-        if tokenizer.is_end(id) && !limits.ignore_end {
-            summary.finish = Finish::End;
-            break;
-        }
-        sampler.accept(id);
-        summary.generated_tokens += 1;
-        let (text, stopped) = held_back.push(decoder.push(tokenizer, id));
-        if on_event(Event::Token(id)).is_break() || (!text.is_empty() && on_event(Event::Text(&text)).is_break()) {
-            summary.finish = Finish::Interrupted;
-            break;
-        }
-        if stopped {
-            summary.finish = Finish::Stop;
-            break;
-        }
-        if summary.generated_tokens == limit {
-            break;
+    let mut stream = Stream::new(limits, engine.context() - prompt.len());
+    summary.finish = loop {
+        if let Some(finish) = stream.push(tokenizer, sampler, id, &mut on_event) {
+            break finish;
         }
         let wanted = if sampler.takes_largest() { Wanted::Best } else { Wanted::Last };
         session.extend(engine, &[id], wanted, |_, _| ControlFlow::Continue(()))?;
@@ -129,85 +121,8 @@ pub fn generate(
             Some(best) => best,
             None => sampler.sample(engine.last_logits()?)?,
         };
-    }
-    if !matches!(summary.finish, Finish::Stop | Finish::Interrupted) {
-        let rest = held_back.finish(decoder.finish());
-        if !rest.is_empty() {
-            // The stream is over: whether the caller would break off no longer matters.
-            let _ = on_event(Event::Text(&rest));
-        }
-    }
+    };
+    summary.generated_tokens = stream.tokens();
     summary.decode = decode_start.elapsed();
     Ok(summary)
-}
-
-/// Keeps back text that may be the start of a stop text.
-struct HeldBack<'a> {
-    stops: &'a [String],
-    pending: String,
-}
-
-impl<'a> HeldBack<'a> {
-    fn new(stops: &'a [String]) -> HeldBack<'a> {
-        HeldBack { stops, pending: String::new() }
-    }
-
-    /// Takes new text; returns what is final now, and whether a stop text was met.
-    fn push(&mut self, text: &str) -> (String, bool) {
-        self.pending.push_str(text);
-        let stops = || self.stops.iter().filter(|stop| !stop.is_empty());
-        if let Some(at) = stops().filter_map(|stop| self.pending.find(stop.as_str())).min() {
-            self.pending.truncate(at);
-            return (std::mem::take(&mut self.pending), true);
-        }
-        let keep = stops().map(|stop| overlap(&self.pending, stop)).max().unwrap_or(0);
-        let rest = self.pending.split_off(self.pending.len() - keep);
-        (std::mem::replace(&mut self.pending, rest), false)
-    }
-
-    /// The last text, when no more will come.
-    fn finish(mut self, text: &str) -> String {
-        let (mut last, stopped) = self.push(text);
-        if !stopped {
-            last.push_str(&self.pending);
-        }
-        last
-    }
-}
-
-/// Bytes at the end of `text` that begin `stop`.
-fn overlap(text: &str, stop: &str) -> usize {
-    (1..stop.len().min(text.len() + 1))
-        .rev()
-        .find(|&n| stop.is_char_boundary(n) && text.ends_with(&stop[..n]))
-        .unwrap_or(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn stream(stops: &[&str], pieces: &[&str]) -> (String, bool) {
-        let stops: Vec<String> = stops.iter().map(|s| (*s).to_owned()).collect();
-        let mut held = HeldBack::new(&stops);
-        let mut out = String::new();
-        for piece in pieces {
-            let (text, stopped) = held.push(piece);
-            out.push_str(&text);
-            if stopped {
-                return (out, true);
-            }
-        }
-        out.push_str(&held.finish(""));
-        (out, false)
-    }
-
-    #[test]
-    fn a_stop_text_split_over_pieces_is_cut_out() {
-        assert_eq!(stream(&["</end>"], &["abc</", "en", "d>def"]), ("abc".into(), true));
-        assert_eq!(stream(&["</end>"], &["abc</", "en", "x"]), ("abc</enx".into(), false));
-        assert_eq!(stream(&["é!", "zz"], &["caf", "é", "?"]), ("café?".into(), false));
-        assert_eq!(stream(&["aab"], &["a", "a", "a", "b"]), ("a".into(), true));
-        assert_eq!(stream(&[], &["a", "b"]), ("ab".into(), false));
-    }
 }

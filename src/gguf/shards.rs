@@ -17,12 +17,12 @@ pub fn shard_path(path: &Path, no: u32, count: u32) -> PathBuf {
     path.with_file_name(shard_name(&path.file_stem().unwrap_or_default().to_string_lossy(), no, count))
 }
 
-fn shard_name(stem: &str, no: u32, count: u32) -> String {
+pub(super) fn shard_name(stem: &str, no: u32, count: u32) -> String {
     format!("{stem}-{no:05}-of-{count:05}.gguf")
 }
 
 /// `("NAME", 1, 5)` of `NAME-00001-of-00005.gguf`.
-fn parse(name: &str) -> Option<(&str, u32, u32)> {
+pub(super) fn parse(name: &str) -> Option<(&str, u32, u32)> {
     let (rest, count) = name.strip_suffix(".gguf")?.rsplit_once("-of-")?;
     let (stem, no) = rest.rsplit_once('-')?;
     let number = |digits: &str| {
@@ -133,7 +133,7 @@ fn check_place(shards: &[PathBuf], i: usize, header: &Header) -> Result<(), Gguf
     Err(GgufError::ShardMismatch { file: file.clone(), problem })
 }
 
-fn split(file: &Path, header: &Header, key: &str) -> Result<Option<u32>, GgufError> {
+pub(super) fn split(file: &Path, header: &Header, key: &str) -> Result<Option<u32>, GgufError> {
     let Some(value) = header.get(key) else { return Ok(None) };
     match value.as_u64().and_then(|n| u32::try_from(n).ok()) {
         Some(n) => Ok(Some(n)),

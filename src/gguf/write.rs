@@ -5,16 +5,14 @@
 //! refuses: anything that the reader would not accept, and tensors out of the declared order.
 
 use std::collections::HashSet;
-use std::fs::{File, OpenOptions};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use gguf_rs::{FILE_MAGIC_GGUF_LE, GGUF_DEFAULT_ALIGNMENT, GGUF_MAX_DIMS, GGUF_VERSION_V3};
 use rynd_quant::Format;
 
-use super::{GgufError, Value, table};
+use super::{GgufError, Unfinished, Value, table};
 
-const BUFFER_BYTES: usize = 1 << 20;
 const ZEROS: [u8; 4096] = [0; 4096];
 
 /// A GGUF file in the making.
@@ -22,8 +20,7 @@ const ZEROS: [u8; 4096] = [0; 4096];
 /// First `set` and `declare`, then `write_tensor` for each tensor (or `io::Write`, in pieces), then `finish`.
 pub struct Writer {
     path: PathBuf,
-    partial: PathBuf,
-    out: Option<BufWriter<File>>, // taken by finish
+    out: Unfinished,
     keys: Vec<(String, Value)>,
     tensors: Vec<Planned>,
     names: HashSet<String>,
@@ -43,18 +40,15 @@ struct Planned {
 impl Writer {
     /// Starts a file that will be at `path`. An existing file stays in place until `finish`.
     pub fn create(path: &Path) -> Result<Writer, GgufError> {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let partial = path.with_file_name(format!(".{name}.{}.partial", std::process::id()));
-        let file = OpenOptions::new().write(true).create_new(true).open(&partial).map_err(|cause| GgufError::Io {
-            file: partial.clone(),
-            action: "create the temporary file",
+        let out = Unfinished::create(path).map_err(|cause| GgufError::Io {
+            file: path.to_owned(),
+            action: "create the file",
             cause,
             check: "that the folder exists and is writable",
         })?;
         Ok(Writer {
             path: path.to_owned(),
-            partial,
-            out: Some(BufWriter::with_capacity(BUFFER_BYTES, file)),
+            out,
             keys: vec![],
             tensors: vec![],
             names: HashSet::new(),
@@ -122,20 +116,19 @@ impl Writer {
     }
 
     /// Completes the file and gives it its name.
-    pub fn finish(mut self) -> Result<(), GgufError> {
+    pub fn finish(self) -> Result<(), GgufError> {
+        let path = self.path.clone();
+        self.seal()?.publish().map_err(|cause| io_error(&path, cause))
+    }
+
+    /// Completes the file, which still wants its name: several files of one model get theirs together.
+    pub fn seal(mut self) -> Result<Unfinished, GgufError> {
         self.start().map_err(|cause| self.io(cause))?;
         if let Some(next) = self.tensors.get(self.current) {
             return Err(self.problem(format!("tensor '{}' lacks {} of its {} bytes", next.name, self.left, next.bytes)));
         }
-        if let Some(out) = self.out.take() {
-            let done = out.into_inner().map_err(io::IntoInnerError::into_error).and_then(|file| file.sync_all());
-            done.and_then(|()| std::fs::rename(&self.partial, &self.path)).map_err(|cause| {
-                // `out` is gone, so Drop would leave the file.
-                let _ = std::fs::remove_file(&self.partial);
-                self.io(cause)
-            })?;
-        }
-        Ok(())
+        self.out.seal().map_err(|cause| self.io(cause))?;
+        Ok(self.out)
     }
 
     /// Writes the header, once.
@@ -169,7 +162,7 @@ impl Writer {
         }
         header.resize(header.len().next_multiple_of(self.alignment as usize), 0);
         self.left = self.tensors.first().map_or(0, |tensor| tensor.bytes);
-        self.out()?.write_all(&header)
+        self.out.write_all(&header)
     }
 
     /// Pads behind a tensor that is complete and moves to the next.
@@ -178,7 +171,7 @@ impl Writer {
         let mut padding = (bytes.next_multiple_of(self.alignment) - bytes) as usize;
         while padding > 0 {
             let n = padding.min(ZEROS.len());
-            self.out()?.write_all(&ZEROS[..n])?;
+            self.out.write_all(&ZEROS[..n])?;
             padding -= n;
         }
         self.current += 1;
@@ -186,12 +179,8 @@ impl Writer {
         Ok(())
     }
 
-    fn out(&mut self) -> io::Result<&mut BufWriter<File>> {
-        self.out.as_mut().ok_or_else(|| io::Error::other("the file is finished"))
-    }
-
     fn io(&self, cause: io::Error) -> GgufError {
-        GgufError::Io { file: self.path.clone(), action: "write the file", cause, check: "the free space of the disk" }
+        io_error(&self.path, cause)
     }
 
     fn problem(&self, problem: String) -> GgufError {
@@ -210,7 +199,7 @@ impl Write for Writer {
             return Err(io::Error::other("more tensor data than the declared tensors have"));
         }
         let n = blocks.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
-        self.out()?.write_all(&blocks[..n])?;
+        self.out.write_all(&blocks[..n])?;
         self.left -= n as u64;
         if self.left == 0 {
             self.advance()?;
@@ -219,16 +208,10 @@ impl Write for Writer {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.out()?.flush()
+        self.out.flush()
     }
 }
 
-impl Drop for Writer {
-    fn drop(&mut self) {
-        if let Some(out) = self.out.take() {
-            // Not flushed: the bytes are about to go.
-            drop(out.into_parts().0);
-            let _ = std::fs::remove_file(&self.partial);
-        }
-    }
+fn io_error(path: &Path, cause: io::Error) -> GgufError {
+    GgufError::Io { file: path.to_owned(), action: "write the file", cause, check: "the free space of the disk" }
 }

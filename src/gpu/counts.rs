@@ -31,6 +31,7 @@ pub fn dispatches(plan: &Plan, op: &Op, bank_bytes: u64, pages: usize) -> usize 
         Op::Attention { heads, window, .. } => attention_dispatches(*heads, *window, pages),
         Op::Router { weight, .. } => one(weight) + 1,
         Op::Experts { gate, up, down, .. } => {
+            // One dispatch binds several banks.
             banks(Rows::Paired(*gate, *up)).div_ceil(EXPERT_BANKS) + one(down).div_ceil(EXPERT_BANKS)
         }
         Op::RmsNorm { .. } | Op::RopeStore { .. } | Op::TakeRows { .. } => 1,

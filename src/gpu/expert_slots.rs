@@ -13,7 +13,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use super::device::{Device, GpuError};
+use super::device::Device;
+use super::error::GpuError;
 use super::layout::Layout;
 use super::matrix::{Matrix, Rows};
 use super::slots::values_bytes;

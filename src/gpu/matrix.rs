@@ -6,7 +6,8 @@
 
 use rynd_quant::Format;
 
-use super::device::{Device, GpuError};
+use super::device::Device;
+use super::error::GpuError;
 use super::layout::{Layout, QUAD};
 use super::upload::Uploader;
 use crate::plan::{Plan, Weight, WeightId};

@@ -6,8 +6,10 @@
 //! One `Gpu` is one device and one side of a plan; several may be open on one adapter. It knows no architecture, and
 //! refuses by `refusal` what it can not run: placement leaves that on the CPU.
 
+mod adapters;
 mod counts;
 mod device;
+mod error;
 mod expert_slots;
 pub mod kernels;
 mod layout;
@@ -26,8 +28,10 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+pub use adapters::{AdapterReport, Devices, Listing, quiet_drivers};
 pub use counts::dispatches;
-pub use device::{AdapterReport, Counters, Device, Devices, GpuError, Handicap, quiet_drivers};
+pub use device::{Counters, Device, Handicap};
+pub use error::GpuError;
 pub use expert_slots::{ExpertUploader, NO_SLOT, SlotPool, Ticket, expert_slot_bytes};
 pub use layout::Layout;
 pub use ops::refusal;

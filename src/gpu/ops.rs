@@ -20,7 +20,8 @@ pub(super) use best::Best;
 pub(super) use dense::{Embed, Gated, Linear, NormStep, TakeRows};
 pub(super) use experts::{BANKS as EXPERT_BANKS, ExpertWeights, Experts, Router};
 
-use super::device::{Device, GpuError};
+use super::device::Device;
+use super::error::GpuError;
 use super::expert_slots::Pool;
 use super::kernels::Team;
 use super::matrix::{Matrix, Rows};

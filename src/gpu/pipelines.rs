@@ -7,8 +7,10 @@
 
 use std::collections::HashMap;
 
-use super::device::{Counters, Device, GpuError};
+use super::device::{Counters, Device};
+use super::error::GpuError;
 use super::kernels::{Access, Kernel, Overrides};
+use super::shaders::Assembled;
 use super::timer::Timer;
 
 /// Bytes of parameters that every adapter has.
@@ -82,26 +84,7 @@ impl Pipelines {
         if let Some(module) = self.modules.get(&kernel) {
             return Ok(module.clone());
         }
-        let assembled = kernel.assemble();
-        let mut checks = wgpu::ShaderRuntimeChecks::checked();
-        checks.force_loop_bounding = false;
-        checks.int_div_checks = false;
-        checks.bounds_checks = device.checks_bounds();
-        let wgpu = device.wgpu();
-        let scope = wgpu.push_error_scope(wgpu::ErrorFilter::Validation);
-        let source = wgpu::ShaderSource::Wgsl(assembled.text.as_str().into());
-        // SAFETY: the shaders are the files of this repository. Their loops end (every bound is a size or a page count
-        // that the executor made), they do not divide by zero, and they index only what those sizes cover.
-        let module =
-            unsafe { wgpu.create_shader_module_trusted(wgpu::ShaderModuleDescriptor { label: None, source }, checks) };
-        if let Some(e) = pollster::block_on(scope.pop()) {
-            let (line, message) = match wgpu::naga::front::wgsl::parse_str(&assembled.text) {
-                Err(e) => (e.location(&assembled.text).map_or(1, |at| at.line_number), e.message().to_owned()),
-                Ok(_) => (1, e.to_string()),
-            };
-            let (file, line) = assembled.locate(line);
-            return Err(GpuError::Shader { file, line, message });
-        }
+        let module = compile(device, &kernel.assemble())?;
         self.modules.insert(kernel, module.clone());
         Ok(module)
     }
@@ -136,6 +119,30 @@ impl Pipelines {
             })
             .clone()
     }
+}
+
+/// The module of these files; an error names the file and its line.
+fn compile(device: &Device, assembled: &Assembled) -> Result<wgpu::ShaderModule, GpuError> {
+    let mut checks = wgpu::ShaderRuntimeChecks::checked();
+    checks.force_loop_bounding = false;
+    checks.int_div_checks = false;
+    checks.bounds_checks = device.checks_bounds();
+    let wgpu = device.wgpu();
+    let scope = wgpu.push_error_scope(wgpu::ErrorFilter::Validation);
+    let source = wgpu::ShaderSource::Wgsl(assembled.text.as_str().into());
+    // SAFETY: the shaders are the files of this repository. Their loops end (every bound is a size or a page count
+    // that the executor made), they do not divide by zero, and they index only what those sizes cover.
+    let module =
+        unsafe { wgpu.create_shader_module_trusted(wgpu::ShaderModuleDescriptor { label: None, source }, checks) };
+    if let Some(e) = pollster::block_on(scope.pop()) {
+        let (line, message) = match wgpu::naga::front::wgsl::parse_str(&assembled.text) {
+            Err(e) => (e.location(&assembled.text).map_or(1, |at| at.line_number), e.message().to_owned()),
+            Ok(_) => (1, e.to_string()),
+        };
+        let (file, line) = assembled.locate(line);
+        return Err(GpuError::Shader { file, line, message });
+    }
+    Ok(module)
 }
 
 impl Device {
@@ -203,5 +210,36 @@ impl<'a> Recorder<'a> {
         pass.dispatch_workgroups(groups[0] as u32, groups[1] as u32, groups[2] as u32);
         self.counters.dispatches += 1;
         self.counters.weight_bytes += weight_bytes;
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::super::adapters::Devices;
+    use super::super::device::Handicap;
+    use super::super::shaders::assemble;
+    use super::*;
+
+    #[test]
+    fn an_error_in_a_shader_names_its_file_and_line() {
+        let devices = Devices::list();
+        let Some(report) = devices.reports().find(|report| report.refused.is_none()) else {
+            assert!(std::env::var_os("RYND_REQUIRE_GPU").is_none(), "RYND_REQUIRE_GPU is set, and there is no adapter");
+            eprintln!("skipped: no adapter");
+            return;
+        };
+        let device = devices.open(report.index, None, Handicap::default()).unwrap();
+        for (to, words) in [("return x / (1.0 + exp(-x);", "expected"), ("return missing;", "missing")] {
+            let from = "return x / (1.0 + exp(-x));";
+            let mut assembled = assemble(["lib/reduce.wgsl", "lib/activation.wgsl"]);
+            let own = assemble(["lib/activation.wgsl"]).text;
+            let expected = own.lines().position(|line| line.contains(from)).unwrap() as u32 + 1;
+            assembled.text = assembled.text.replace(from, to);
+            let error = compile(&device, &assembled).unwrap_err();
+            let GpuError::Shader { file, line, message } = &error else { panic!("{error}") };
+            assert_eq!((*file, *line), ("lib/activation.wgsl", expected), "{error}");
+            assert!(message.contains(words), "{error}");
+        }
     }
 }

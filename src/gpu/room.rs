@@ -4,6 +4,7 @@
 
 use super::layout::{Layout, UNIT};
 use super::ops::page_bytes;
+use super::slots::taken_rows;
 use crate::backend::KvFormat;
 use crate::plan::{Kv, Op, Plan, Weight};
 
@@ -24,8 +25,10 @@ pub fn weight_bytes(weight: &Weight) -> u64 {
 
 /// Bytes that the steps of this plan take beside weights and caches, at most, for runs of `batch` tokens.
 pub fn activation_bytes(plan: &Plan, batch: usize) -> u64 {
-    // Columns of a projection have buffers of their own: at worst one a slot that lives at the same time.
-    let shared: usize = plan.buffer_widths().iter().sum();
+    let taken = plan.slots.iter().filter(|slot| slot.taken).map(|slot| slot.width);
+    let taken_rows = taken_rows(u64::MAX, taken.clone().max().unwrap_or(0), batch);
+    // The buffers that slots share; columns of a projection have buffers of their own beside them.
+    let shared: usize = plan.buffer_widths().iter().sum::<usize>() - taken.clone().max().unwrap_or(0);
     let (mut widest, mut columns, mut experts, mut parts) = (0, 0, 0, 0);
     for step in &plan.steps {
         let width = |slot| plan.slot(slot).width;
@@ -46,7 +49,7 @@ pub fn activation_bytes(plan: &Plan, batch: usize) -> u64 {
             Op::Embed { .. } | Op::RmsNorm { .. } | Op::RopeStore { .. } | Op::TakeRows { .. } | Op::Move { .. } => {}
         }
     }
-    // Three widest rows of scratch (normed, gate, up), and the logits of one run on the host.
-    let a_token = shared + columns + 3 * widest + experts + plan.vocab + 64;
-    STAGING_BYTES + 4 * (batch * a_token + parts + 64 * UNIT) as u64
+    // Three widest rows of scratch: normed, gate and up.
+    let a_token = shared + columns + 3 * widest + experts + 64;
+    STAGING_BYTES + 4 * (batch * a_token + taken_rows * taken.sum::<usize>() + parts + 64 * UNIT) as u64
 }

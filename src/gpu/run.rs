@@ -9,7 +9,8 @@ use std::ops::Range;
 use std::sync::mpsc::{Receiver, channel};
 
 use super::Gpu;
-use super::device::{Device, GpuError};
+use super::device::Device;
+use super::error::GpuError;
 use super::ops::RunShape;
 use super::pipelines::Recorder;
 use super::slots::View;

@@ -6,7 +6,8 @@
 use std::collections::HashMap;
 use std::sync::mpsc::channel;
 
-use super::device::{Device, GpuError};
+use super::device::Device;
+use super::error::GpuError;
 use super::kernels::Kernel;
 
 /// Dispatches of one submission that are timed, at most: a query set holds 4096 timestamps.

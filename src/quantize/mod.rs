@@ -44,5 +44,5 @@ pub fn quantize(
     }
     let mut output = output::Output::create(job, out)?;
     stream::run(job, threads, &mut output, out, watch)?;
-    Ok(output.finish()?)
+    output.finish()
 }

@@ -2,8 +2,8 @@
 //!
 //! A pure function of the file type, a few facts of the model and the tensor's name and shape, so that a dry run over a
 //! header and the work itself cannot differ. It equals llama-quantize's choice for every file type, importance matrix
-//! or not; one difference is meant: a tensor whose format the user names does not move its neighbours' places in a
-//! rule that counts tensors.
+//! or not. Two differences are meant: a tensor whose format the user names does not move its neighbours' places in a
+//! rule that counts tensors, and it gets that format in an F16 or BF16 file too.
 
 use regex_automata::meta::Regex;
 use rynd_quant::Format::{self, *};
@@ -98,12 +98,9 @@ impl Recipe {
             return format;
         }
         let base = self.file_type.base;
-        if !base.is_quantized() {
-            return base;
-        }
         let format = match self.overrides.iter().find(|(pattern, _)| pattern.is_match(name)) {
             Some((_, format)) => *format,
-            None if self.pure => base,
+            None if self.pure || !base.is_quantized() => base,
             None => self.by_rules(model, kind, name, shape),
         };
         fit(format, shape[0])

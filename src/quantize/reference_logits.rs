@@ -73,10 +73,11 @@ pub struct CodedRow<'a> {
     pub codes: &'a [u16], // (vocab)
 }
 
-/// Writes the file, chunk by chunk.
+/// Writes the file as the rows come.
 pub struct LogitsWriter<W: Write> {
     out: W,
     what: Evaluated,
+    left: usize, // rows
     bytes: Vec<u8>,
 }
 
@@ -86,22 +87,25 @@ impl<W: Write> LogitsWriter<W> {
         out.write_all(MAGIC)?;
         let fields = [what.context as u32, what.vocab as u32, what.chunks() as u32];
         fields.iter().chain(&what.tokens).try_for_each(|n| out.write_all(&n.to_le_bytes()))?;
-        Ok(LogitsWriter { out, what, bytes: vec![] })
+        Ok(LogitsWriter { out, left: what.chunks() * what.rows(), what, bytes: vec![] })
     }
 
-    /// Adds a chunk's logits (rows, vocab), beginning at `Evaluated::first`.
-    pub fn write_chunk(&mut self, logits: &[f32]) -> Result<(), LogitsError> {
-        assert_eq!(logits.len(), self.what.rows() * self.what.vocab, "a chunk is all of its rows");
+    /// Adds logits (rows, vocab): those of each chunk begin at `Evaluated::first`.
+    pub fn write(&mut self, logits: &[f32]) -> Result<(), LogitsError> {
+        let rows = logits.len() / self.what.vocab;
+        assert!(logits.len() == rows * self.what.vocab && rows <= self.left, "whole rows, and no more than announced");
+        self.left -= rows;
         let row_bytes = 8 + 2 * self.what.row_codes();
         self.bytes.clear();
-        self.bytes.resize(self.what.rows() * row_bytes, 0);
+        self.bytes.resize(rows * row_bytes, 0);
         let rows = logits.par_chunks_exact(self.what.vocab).zip(self.bytes.par_chunks_exact_mut(row_bytes));
         rows.for_each(|(logits, bytes)| code(logits, bytes));
         Ok(self.out.write_all(&self.bytes)?)
     }
 
-    /// Ends the file and gives the writer back.
+    /// Ends the file, of which all rows must be written, and gives the writer back.
     pub fn finish(mut self) -> Result<W, LogitsError> {
+        assert_eq!(self.left, 0, "fewer rows than announced");
         self.out.flush()?;
         Ok(self.out)
     }

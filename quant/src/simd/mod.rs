@@ -9,6 +9,8 @@ mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 pub(crate) mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod shape;
 
 use crate::format::Format;
 use crate::kernels::{Level, Linear, Quantise};

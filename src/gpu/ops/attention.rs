@@ -8,7 +8,8 @@ use bytemuck::NoUninit;
 
 use super::{NONE, RunShape, Setup};
 use crate::backend::{KvFormat, Token};
-use crate::gpu::device::{Device, GpuError};
+use crate::gpu::device::Device;
+use crate::gpu::error::GpuError;
 use crate::gpu::kernels::{AttentionShape, Kernel};
 use crate::gpu::pipelines::{Call, Recorder};
 use crate::plan::{Heads, Kv, KvId, Norm, Op, PAGE_TOKENS, RopeId, RopeLayout, Slot};

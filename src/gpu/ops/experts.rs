@@ -11,7 +11,7 @@ use bytemuck::NoUninit;
 
 use super::dense::{Input, Place, Product, plain_product, record_plain};
 use super::{FEW_TOKENS, Setup};
-use crate::gpu::device::GpuError;
+use crate::gpu::error::GpuError;
 use crate::gpu::expert_slots::Pool;
 use crate::gpu::kernels::{Kernel, gate as gate_override, tile_overrides};
 use crate::gpu::matrix::{Bank, Matrix, Rows};

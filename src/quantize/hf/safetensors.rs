@@ -1,12 +1,16 @@
 //! The safetensors files of a checkpoint: which tensor lies where. Only headers are read.
+//!
+//! That a tensor's range suits its shape, and that no two overlap, the crate sees to; that the range lies in the file
+//! is checked here, because the crate's own reader wants the whole file in memory.
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use rynd_quant::Format;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
 
 use super::super::QuantizeError;
 use super::super::source::Piece;
@@ -70,15 +74,19 @@ fn read(path: &Path, file: usize, tensors: &mut BTreeMap<String, Stored>) -> Res
     let failed = |cause| QuantizeError::Read { path: path.to_owned(), cause };
     let mut input = File::open(path).map_err(failed)?;
     let length = input.metadata().map_err(failed)?.len();
-    let mut header = vec![0; 8];
-    input.read_exact(&mut header).map_err(failed)?;
-    let bytes = header.iter().rev().fold(0_u64, |n, &byte| n << 8 | u64::from(byte));
+    let mut size = [0; 8];
+    let cut_short = |e: std::io::Error| match e.kind() {
+        ErrorKind::UnexpectedEof => problem(path, "the file is too short for a header; download it again"),
+        _ => failed(e),
+    };
+    input.read_exact(&mut size).map_err(cut_short)?;
+    let bytes = u64::from_le_bytes(size);
     if bytes > MAX_HEADER_BYTES.min(length.saturating_sub(8)) {
         return Err(problem(path, "its header is longer than the file or absurdly long; download it again"));
     }
-    header.resize(8 + bytes as usize, 0);
-    input.read_exact(&mut header[8..]).map_err(failed)?;
-    let (_, metadata) = SafeTensors::read_metadata(&header)
+    let mut header = vec![0; bytes as usize];
+    input.read_exact(&mut header).map_err(cut_short)?;
+    let metadata: Metadata = serde_json::from_slice(&header)
         .map_err(|e| problem(path, format!("its header is not valid ({e}); download it again")))?;
     for (name, info) in metadata.tensors() {
         let format = match info.dtype {
@@ -92,7 +100,7 @@ fn read(path: &Path, file: usize, tensors: &mut BTreeMap<String, Stored>) -> Res
             }
         };
         let [start, end] = [info.data_offsets.0 as u64, info.data_offsets.1 as u64];
-        if 8 + bytes + end > length {
+        if end > length - 8 - bytes {
             return Err(problem(path, format!("tensor '{name}' lies beyond the end of the file; download it again")));
         }
         let shape = info.shape.iter().map(|&n| n as u64).collect();

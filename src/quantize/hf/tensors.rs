@@ -161,6 +161,9 @@ fn halves(folder: &Path, name: &str, stored: &Stored) -> Result<[SourceTensor; 2
             format!("'{name}' has the shape {:?}, not (experts, rows, columns)", stored.shape),
         ));
     };
+    if !rows.is_multiple_of(2) {
+        return Err(problem(folder, format!("'{name}' has {rows} rows an expert, which are no two halves")));
+    }
     let bytes = stored.piece.bytes / (2 * experts).max(1);
     Ok([("ffn_gate_exps", 0), ("ffn_up_exps", 1)].map(|(part, half)| {
         let piece = |expert| Piece { offset: stored.piece.offset + (2 * expert + half) * bytes, bytes, ..stored.piece };
@@ -209,10 +212,26 @@ fn check(folder: &Path, config: &Config, tensors: &[SourceTensor]) -> Result<(),
     if let Some(missing) = wanted.into_iter().find(|name| find(name.clone()).is_none()) {
         return Err(problem(folder, format!("there is no tensor for '{missing}'; download all shards")));
     }
+    for part in ["ffn_gate", "ffn_up", "ffn_down"] {
+        let name = |layer, kind| format!("blk.{layer}.{part}{kind}.weight");
+        if let Some(layer) = (0..layers).find(|&n| find(name(n, "")).is_none() && find(name(n, "_exps")).is_none()) {
+            return Err(problem(folder, format!("there is no tensor for '{}'; download all shards", name(layer, ""))));
+        }
+    }
     for tensor in tensors {
         if let Some(layer) = kind::layer(&tensor.name).filter(|&layer| layer as u64 >= layers) {
             let text = format!("'{}' is of layer {layer}, but config.json says {layers} layers", tensor.name);
             return Err(problem(folder, text));
+        }
+        if let Some(shape) = shape(config, &tensor.name)?.filter(|shape| *shape != tensor.shape) {
+            let text = format!(
+                "'{}' has the shape {:?} (row length first), but config.json makes it {shape:?}; download both again",
+                tensor.name, tensor.shape
+            );
+            return Err(problem(folder, text));
+        }
+        if tensor.shape.is_empty() || tensor.shape.contains(&0) || tensor.shape.len() > 3 {
+            return Err(problem(folder, format!("'{}' has the shape {:?}", tensor.name, tensor.shape)));
         }
         let rows = if tensor.shape.len() == 1 { tensor.row() } else { tensor.rows() };
         if let RowOrder::Interleave { head_rows } = tensor.order
@@ -221,9 +240,31 @@ fn check(folder: &Path, config: &Config, tensors: &[SourceTensor]) -> Result<(),
             let text = format!("'{}' has {rows} rows, no whole number of heads of {head_rows}", tensor.name);
             return Err(problem(folder, text));
         }
-        if tensor.shape.contains(&0) || tensor.shape.len() > 3 {
-            return Err(problem(folder, format!("'{}' has the shape {:?}", tensor.name, tensor.shape)));
-        }
     }
     Ok(())
+}
+
+/// The shape, row length first, that config.json gives this tensor; `None` where it does not say.
+fn shape(config: &Config, name: &str) -> Result<Option<Vec<u64>>, QuantizeError> {
+    let hidden = config.number("hidden_size")?;
+    let ff = config.number("intermediate_size")?;
+    let expert_ff = config.any(&["moe_intermediate_size"]).unwrap_or(ff);
+    let experts = config.experts().unwrap_or(0);
+    let heads = config.number("num_attention_heads")?;
+    let kv_heads = config.any(&["num_key_value_heads"]).unwrap_or(heads);
+    let [heads, kv_heads] = [heads * config.head_dim()?, kv_heads * config.head_dim()?];
+    let part = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).map_or(name, |(_, part)| part);
+    Ok(match part {
+        "token_embd.weight" | "output.weight" => Some(vec![hidden, config.number("vocab_size")?]),
+        "output_norm.weight" | "attn_norm.weight" | "ffn_norm.weight" => Some(vec![hidden]),
+        "attn_q.weight" => Some(vec![hidden, heads]),
+        "attn_k.weight" | "attn_v.weight" => Some(vec![hidden, kv_heads]),
+        "attn_output.weight" => Some(vec![heads, hidden]),
+        "ffn_gate.weight" | "ffn_up.weight" => Some(vec![hidden, ff]),
+        "ffn_down.weight" => Some(vec![ff, hidden]),
+        "ffn_gate_inp.weight" => Some(vec![hidden, experts]),
+        "ffn_gate_exps.weight" | "ffn_up_exps.weight" => Some(vec![hidden, expert_ff, experts]),
+        "ffn_down_exps.weight" => Some(vec![expert_ff, hidden, experts]),
+        _ => None,
+    })
 }

@@ -4,9 +4,10 @@
 
 use std::arch::x86_64::*;
 
-use super::tile::{Block32, Block32Mins, Sixteen, Unpack};
+use super::tile::{Sixteen, Unpack};
 use super::transpose::*;
 use crate::ints::{FP4_VALUES, IQ4_VALUES};
+use crate::simd::shape::{Block32, Block32Mins};
 
 /// Sixteen values plus an offset that makes them unsigned, for `vpshufb`.
 #[inline]

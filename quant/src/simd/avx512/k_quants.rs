@@ -4,8 +4,9 @@
 
 use std::arch::x86_64::*;
 
-use super::tile::{Sixteen, Super16, Super16Mins, Super32, Super32Mins, Unpack};
+use super::tile::{Sixteen, Unpack};
 use super::transpose::*;
+use crate::simd::shape::{Super16, Super16Mins, Super32, Super32Mins};
 
 /// The eight 6-bit scales and mins of Q4_K and Q5_K; d and dmin are in front of them.
 ///

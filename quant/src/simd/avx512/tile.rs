@@ -12,8 +12,9 @@
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use crate::acts::{ActKind, ActRow};
+use crate::acts::ActRow;
 use crate::kernels::{Batch, Linear, OutView, Rows, Tokens, act_kind};
+use crate::simd::shape::Shape;
 
 /// Rows in a tile.
 const ROWS: usize = 32;
@@ -23,35 +24,6 @@ const DEPTH: usize = 256;
 const TILES: usize = 2;
 /// Tokens of the widest kernel.
 const TOKENS: usize = 6;
-
-/// The scales of a format: what the kernel's inner loop depends on.
-pub(super) trait Shape {
-    /// Weights under one scale: 16 or 32.
-    const SUB: usize;
-    /// Whether weights have a min. If not they have an offset.
-    const MINS: bool;
-    const ACT: ActKind;
-}
-
-macro_rules! shapes {
-    ($($name:ident: $sub:literal, $mins:literal, $act:ident;)*) => {
-        $(pub(super) struct $name;
-        impl Shape for $name {
-            const SUB: usize = $sub;
-            const MINS: bool = $mins;
-            const ACT: ActKind = ActKind::$act;
-        })*
-    };
-}
-
-shapes! {
-    Super32Mins: 32, true, Q8_K;
-    Super32: 32, false, Q8_K;
-    Super16Mins: 16, true, Q8_K;
-    Super16: 16, false, Q8_K;
-    Block32Mins: 32, true, Q8_0;
-    Block32: 32, false, Q8_0;
-}
 
 /// How the bytes of a format become a tile.
 pub(super) trait Unpack {

@@ -9,16 +9,14 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use crate::acts::{ActKind, ActRow, Quantised};
+use crate::acts::ActRow;
 use crate::format::Format;
-use crate::ints::{IQ4_VALUES, IntLayout, Ints, int_layout};
-use crate::kernels::{Batch, Linear, Matvec, Rows, act_kind};
-use crate::simd::scalar;
+use crate::ints::IQ4_VALUES;
+use crate::kernels::{Matvec, Rows};
 
-/// The kernels of a format; `None` where it has no integer form.
-pub(crate) fn linear(format: Format) -> Option<Linear> {
-    int_layout(format)?;
-    let matvec: Matvec = match format {
+/// The kernel of a format that has its own.
+pub(super) fn matvec(format: Format) -> Option<Matvec> {
+    Some(match format {
         Format::Q4_K => q4_k,
         Format::Q5_K => q5_k,
         Format::Q6_K => q6_k,
@@ -29,33 +27,8 @@ pub(crate) fn linear(format: Format) -> Option<Linear> {
         Format::Q5_1 => q5_1,
         Format::IQ4_NL => iq4_nl,
         Format::IQ4_XS => iq4_xs,
-        _ => ints_matvec,
-    };
-    Some(Linear { format, act: act_kind(format), matvec, matmul: ints_matmul })
-}
-
-/// Plain and decoded weights times f32 activations: the portable loops, compiled for wider lanes.
-pub(crate) fn exact(format: Format) -> Linear {
-    Linear { format, act: ActKind::F32, matvec: f32_matvec, matmul: f32_matmul }
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-fn f32_matvec(rows: &Rows<'_>, act: &ActRow<'_>, out: &mut [f32]) {
-    scalar::f32_matvec(rows, act, out);
-}
-
-/// # Safety
-/// As `Linear::matmul`, on a machine with these features.
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn f32_matmul(rows: &Rows<'_>, batch: &Batch<'_>) {
-    // SAFETY: the caller's contract.
-    unsafe { scalar::f32_matmul(rows, batch) }
-}
-
-/// The portable quantiser, where rounding is one instruction.
-#[target_feature(enable = "avx2,fma")]
-pub(crate) fn quantise(kind: ActKind, x: &[f32], into: Quantised<'_>) {
-    scalar::quantise(kind, x, into);
+        _ => return None,
+    })
 }
 
 #[inline]
@@ -116,68 +89,6 @@ fn sum_f32(v: __m256) -> f32 {
 
 fn half_at(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
-}
-
-/// One block in integer form times the activations of values `at..`.
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-fn block_dot(layout: &IntLayout, ints: &Ints, len: usize, act: &ActRow<'_>, at: usize) -> f32 {
-    let mut sum = _mm256_setzero_ps();
-    let mut offset = 0.0;
-    for j in 0..len / 32 {
-        let dot = _mm256_cvtepi32_ps(dot_signed(load(&ints.q[32 * j..]), load(&act.q[at + 32 * j..])));
-        let scales = if layout.sub == 32 {
-            offset += ints.min[j] * f32::from(act.sums32[at / 32 + j]);
-            _mm256_set1_ps(ints.scale[j])
-        } else {
-            for half in [2 * j, 2 * j + 1] {
-                offset += ints.min[half] * f32::from(act.sums16[at / 16 + half]);
-            }
-            _mm256_set_m128(_mm_set1_ps(ints.scale[2 * j + 1]), _mm_set1_ps(ints.scale[2 * j]))
-        };
-        sum = _mm256_fmadd_ps(dot, scales, sum);
-    }
-    (sum_f32(sum) - offset) * act.d[at / layout.act.block_len()]
-}
-
-fn layout_of(rows: &Rows<'_>) -> IntLayout {
-    let Some(layout) = int_layout(rows.format) else { unreachable!("the table has integer kernels for integers only") };
-    layout
-}
-
-#[target_feature(enable = "avx2,fma")]
-fn ints_matvec(rows: &Rows<'_>, act: &ActRow<'_>, out: &mut [f32]) {
-    let (layout, len) = (layout_of(rows), rows.format.block_len());
-    let mut ints = Ints::ZERO;
-    for (r, out) in out.iter_mut().enumerate() {
-        *out = 0.0;
-        for (b, block) in rows.row(r).chunks_exact(rows.format.block_bytes()).enumerate() {
-            (layout.read)(block, &mut ints);
-            *out += block_dot(&layout, &ints, len, act, b * len);
-        }
-    }
-}
-
-/// # Safety
-/// As `Linear::matmul`, on a machine with avx2 and fma.
-#[target_feature(enable = "avx2,fma")]
-unsafe fn ints_matmul(rows: &Rows<'_>, batch: &Batch<'_>) {
-    let (layout, len) = (layout_of(rows), rows.format.block_len());
-    let mut ints = Ints::ZERO;
-    for r in 0..rows.n {
-        for (b, block) in rows.row(r).chunks_exact(rows.format.block_bytes()).enumerate() {
-            (layout.read)(block, &mut ints);
-            for slot in 0..batch.tokens.len() {
-                let act = batch.acts.row(batch.tokens.token(slot));
-                let part = block_dot(&layout, &ints, len, &act, b * len);
-                // SAFETY: slot and row are inside the output, and it is ours.
-                unsafe {
-                    let out = batch.out.at(slot, r);
-                    *out = if b == 0 { part } else { *out + part };
-                }
-            }
-        }
-    }
 }
 
 /// The eight 6-bit scales and mins of Q4_K and Q5_K.

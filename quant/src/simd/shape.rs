@@ -1,0 +1,35 @@
+//! What the loop of a tiled int8 product depends on, whatever the instruction set.
+//!
+//! Formats differ in how their bytes become a tile; how a tile is multiplied differs only in how many weights share a
+//! scale, whether they have mins, and what activations they take.
+
+use crate::acts::ActKind;
+
+/// The scales of a format.
+pub(super) trait Shape {
+    /// Weights under one scale: 16 or 32.
+    const SUB: usize;
+    /// Whether weights have a min. If not they have an offset.
+    const MINS: bool;
+    const ACT: ActKind;
+}
+
+macro_rules! shapes {
+    ($($name:ident: $sub:literal, $mins:literal, $act:ident;)*) => {
+        $(pub(super) struct $name;
+        impl Shape for $name {
+            const SUB: usize = $sub;
+            const MINS: bool = $mins;
+            const ACT: ActKind = ActKind::$act;
+        })*
+    };
+}
+
+shapes! {
+    Super32Mins: 32, true, Q8_K;
+    Super32: 32, false, Q8_K;
+    Super16Mins: 16, true, Q8_K;
+    Super16: 16, false, Q8_K;
+    Block32Mins: 32, true, Q8_0;
+    Block32: 32, false, Q8_0;
+}

@@ -1,0 +1,68 @@
+//! `/stats`: what the last answer cost, and what the model holds.
+
+use std::fmt::Write;
+
+use super::super::memory::Memory;
+use super::super::numbers;
+use super::session::Chat;
+use crate::generate::Finish;
+
+/// The report, one line a fact.
+pub fn report(chat: &Chat) -> String {
+    let mut out = String::new();
+    let mut line = |name: &str, text: String| {
+        // Writing to a string can not fail.
+        let _ = writeln!(out, "{name:10}{text}");
+    };
+    match &chat.last {
+        None => line("last", "no answer yet".to_owned()),
+        Some(last) => {
+            let computed = last.prompt_tokens - last.cached_tokens;
+            let prompt = format!(
+                "{} tokens: {} cached, {computed} computed in {}, {:.1} tok/s",
+                last.prompt_tokens,
+                last.cached_tokens,
+                numbers::duration(last.prefill),
+                numbers::rate(computed, last.prefill)
+            );
+            line("prompt", prompt);
+            // The first token comes with the prompt; an end token was computed for, but is no part of the answer.
+            let runs = match last.finish {
+                Finish::End => last.generated_tokens,
+                Finish::Stop | Finish::Length | Finish::Interrupted => last.generated_tokens.saturating_sub(1),
+            };
+            let answer = format!(
+                "{} tokens in {}, {:.1} tok/s",
+                last.generated_tokens,
+                numbers::duration(last.decode),
+                numbers::rate(runs, last.decode)
+            );
+            line("answer", answer);
+            line("first", format!("token after {}", numbers::duration(last.prefill)));
+        }
+    }
+    let (used, context) = (chat.used_tokens(), chat.model.engine.context());
+    let forgotten = match chat.conversation.forgotten_turns() {
+        0 => String::new(),
+        turns => format!("; the oldest {turns} of the turns no longer fit"),
+    };
+    line("context", format!("{used} of {context} tokens used, {} %{forgotten}", used * 100 / context.max(1)));
+    if let Some(memory) = Memory::now() {
+        let text = format!(
+            "{} resident: {} of the model's file, {} of our own",
+            numbers::bytes(memory.resident_bytes),
+            numbers::bytes(memory.file_bytes),
+            numbers::bytes(memory.anonymous_bytes)
+        );
+        line("memory", text);
+    }
+    let gguf = chat.model.engine.gguf();
+    let files = match gguf.shards().len() {
+        0 | 1 => String::new(),
+        more => format!(" and {} more files", more - 1),
+    };
+    let bytes = numbers::bytes(gguf.file_bytes());
+    line("weights", format!("{bytes} in the mapped file, read by the CPU where they lie"));
+    line("file", format!("{}{files}", gguf.path().display()));
+    out
+}

@@ -1,0 +1,180 @@
+//! Writes what the routers pick to a trace file, run by run.
+//!
+//! The file grows under a name of its own (`.part`) and gets the final one when recording ends. A run of several tokens is
+//! taken for prompt, a run of one for a generated token; a prompt after generated tokens begins a turn.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use half::f16;
+use sha2::{Digest, Sha256};
+
+use super::EngineError;
+use crate::backend::{PickLog, Token};
+use crate::experts::{Header, LayerInfo, Phase, TokenInfo, write_token};
+use crate::gguf::Gguf;
+use crate::plan::{Op, Plan};
+
+/// Bytes of each router that go into the model's key.
+const KEY_BYTES: usize = 4096;
+
+/// The output in the making.
+pub(super) struct Recorder {
+    path: PathBuf,
+    part: PathBuf,
+    out: Option<Output>,
+    log: Arc<PickLog>,
+    turn: u32,
+    generated: bool,
+    ids: Vec<u16>,
+    weights: Vec<f16>,
+}
+
+enum Output {
+    Plain(BufWriter<File>),
+    Gzip(GzEncoder<BufWriter<File>>),
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Output::Plain(out) => out.write(bytes),
+            Output::Gzip(out) => out.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Output::Plain(out) => out.flush(),
+            Output::Gzip(out) => out.flush(),
+        }
+    }
+}
+
+impl Recorder {
+    /// Starts the file; what ends in `.gz` is compressed.
+    pub(super) fn create(path: &Path, gguf: &Gguf, plan: &Plan, log: Arc<PickLog>) -> Result<Recorder, EngineError> {
+        let Some(header) = expert_header(gguf, plan) else {
+            return Err(EngineError::NothingToTrace { file: gguf.path().to_owned() });
+        };
+        let mut part = path.as_os_str().to_owned();
+        part.push(".part");
+        let part = PathBuf::from(part);
+        let failed = |cause| EngineError::Trace { path: path.to_owned(), cause };
+        let file = BufWriter::new(File::create(&part).map_err(failed)?);
+        let mut out = match path.extension().is_some_and(|e| e == "gz") {
+            true => Output::Gzip(GzEncoder::new(file, Compression::default())),
+            false => Output::Plain(file),
+        };
+        out.write_all(&header.encode()).map_err(failed)?;
+        let path = path.to_owned();
+        Ok(Recorder { path, part, out: Some(out), log, turn: 0, generated: false, ids: vec![], weights: vec![] })
+    }
+
+    /// Reads another log from now on.
+    pub(super) fn follow(&mut self, log: Arc<PickLog>) {
+        self.log = log;
+    }
+
+    /// Appends the run that has just ended.
+    pub(super) fn run(&mut self, tokens: &[Token]) -> Result<(), EngineError> {
+        let Recorder { path, out, log, ids, weights, turn, generated, .. } = self;
+        let Some(out) = out else { return Ok(()) };
+        let prompt = tokens.len() > 1;
+        *turn += u32::from(prompt && *generated);
+        *generated = !prompt;
+        let phase = if prompt { Phase::Prefill } else { Phase::Decode };
+        log.with(|layers| {
+            for (t, token) in tokens.iter().enumerate() {
+                ids.clear();
+                weights.clear();
+                for picks in layers {
+                    let row = &picks[picks.len() / tokens.len() * t..picks.len() / tokens.len() * (t + 1)];
+                    let (chosen, mixed) = row.split_at(row.len() / 2);
+                    ids.extend(chosen.iter().map(|id| id.to_bits() as u16));
+                    weights.extend(mixed.iter().map(|&weight| f16::from_f32(weight)));
+                }
+                let info = TokenInfo { turn: *turn, phase, index: token.pos, id: token.id };
+                write_token(out, &info, ids, weights)?;
+            }
+            Ok(())
+        })
+        .map_err(|cause| EngineError::Trace { path: path.clone(), cause })
+    }
+
+    /// Gives the file its name.
+    pub(super) fn finish(mut self) -> Result<(), EngineError> {
+        self.close().map_err(|cause| EngineError::Trace { path: self.path.clone(), cause })
+    }
+
+    fn close(&mut self) -> io::Result<()> {
+        match self.out.take() {
+            None => return Ok(()),
+            Some(Output::Plain(mut out)) => out.flush()?,
+            Some(Output::Gzip(out)) => out.finish()?.flush()?,
+        }
+        std::fs::rename(&self.part, &self.path)
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        // Nobody is left to tell; the file then keeps its '.part' name.
+        let _ = self.close();
+    }
+}
+
+/// What a trace of this model says of it; `None` when it has no experts.
+pub fn expert_header(gguf: &Gguf, plan: &Plan) -> Option<Header> {
+    let mut layers = vec![];
+    let (mut experts, mut used) = (0, 0);
+    for step in &plan.steps {
+        let Op::Experts { gate, up, down, used: k, .. } = step.op else { continue };
+        let parts = [gate, up, down].map(|id| plan.weight(id));
+        let same_layer = plan.steps.iter().filter(|other| other.layer == step.layer);
+        let dense = same_layer.filter(|other| !matches!(other.op, Op::Experts { .. }));
+        (experts, used) = (parts[0].experts, k);
+        layers.push(LayerInfo {
+            layer: step.layer.unwrap_or(layers.len() as u32),
+            expert_bytes: parts.iter().map(|weight| weight.expert_bytes() as u64).sum(),
+            dense_bytes: dense.map(|other| plan.step_bytes(&other.op) as u64).sum(),
+            layout: parts.map(|weight| weight.format.name()).join(" "),
+        });
+    }
+    let first = layers.first()?;
+    let quantization = first.layout.split(' ').next().unwrap_or_default().to_owned();
+    Some(Header {
+        model: gguf.path().file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
+        model_hash: router_key(gguf, plan),
+        quantization,
+        experts,
+        used,
+        seed: None,
+        layers,
+    })
+}
+
+/// A key of the model's routers: the same experts in another quantisation have the same key, since routers are not
+/// quantised; another model's differ.
+pub fn router_key(gguf: &Gguf, plan: &Plan) -> String {
+    let mut sum = Sha256::new();
+    for step in &plan.steps {
+        let Op::Router { weight, .. } = step.op else { continue };
+        let weight = plan.weight(weight);
+        let bytes = gguf.bytes(&gguf.tensors()[weight.tensor]);
+        sum.update(weight.name.as_bytes());
+        sum.update(
+            [weight.experts, weight.rows, weight.k]
+                .map(|n| n as u64)
+                .iter()
+                .flat_map(|n| n.to_le_bytes())
+                .collect::<Vec<u8>>(),
+        );
+        sum.update(&bytes[..bytes.len().min(KEY_BYTES)]);
+    }
+    sum.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,231 @@
+//! The rates of this machine, measured once with the kernels that will do the work, and kept in rynd's cache.
+//!
+//! RAM: products of one token with a matrix that no cache holds, by as many threads as will run. Arithmetic: a batch of
+//! tokens with a matrix that stays in the cache. Disk: blocks of an expert's size, read as the disk tier reads them. The
+//! best of a few passes counts, because whatever else runs only takes away. A file of rates is only taken for the same
+//! instruction set and number of threads; `disk` has one entry a device.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use rynd_quant::{ActKind, Acts, Format, Kernels, OutView, Tokens};
+use serde::{Deserialize, Serialize};
+
+use super::disk::{Aligned, Disk, DiskError, Extent};
+use crate::catalog::Home;
+use crate::gguf::Gguf;
+
+/// What was measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Rates {
+    pub simd: String,
+    pub threads: usize,
+    /// Bytes of weights a second, one token at a time.
+    pub ram_bytes_per_second: f64,
+    /// Multiplications and additions a second in a batch.
+    pub batch_ops_per_second: f64,
+    /// Bytes a second of explicit reads, by device.
+    #[serde(default)]
+    pub disk_bytes_per_second: BTreeMap<String, f64>,
+}
+
+/// The file below rynd's cache.
+const FILE: &str = "rates.json";
+const RAM_BYTES: usize = 384 << 20;
+const RAM_PASSES: usize = 4;
+const BATCH_TOKENS: usize = 64;
+const BATCH_PASSES: usize = 3;
+/// k of the matrices, a usual width of models.
+const WIDTH: usize = 2048;
+const DISK_BLOCK: usize = 16 << 20;
+const DISK_TIME: Duration = Duration::from_millis(600);
+/// Threads that read from the disk at once, here and in the disk tier.
+pub const DISK_THREADS: usize = 4;
+
+impl Rates {
+    /// The rates kept for this number of threads, if they were ever measured with this instruction set.
+    pub fn load(home: &Home, threads: usize) -> Option<Rates> {
+        let text = std::fs::read_to_string(home.cache.join(FILE)).ok()?;
+        let all: Vec<Rates> = serde_json::from_str(&text).ok()?;
+        all.into_iter().find(|rates| rates.is_for(threads))
+    }
+
+    fn is_for(&self, threads: usize) -> bool {
+        self.threads == threads && self.simd == Kernels::get().level().name()
+    }
+
+    /// Keeps the rates for the next start. Losing them costs a second, so failing to write is no error.
+    pub fn save(&self, home: &Home) {
+        let path = home.cache.join(FILE);
+        let old = std::fs::read_to_string(&path).ok().and_then(|text| serde_json::from_str::<Vec<Rates>>(&text).ok());
+        let mut all = old.unwrap_or_default();
+        all.retain(|rates| rates.threads != self.threads || rates.simd != self.simd);
+        all.push(self.clone());
+        let Ok(text) = serde_json::to_string_pretty(&all) else { return };
+        let partial = home.cache.join(format!(".{FILE}.{}.partial", std::process::id()));
+        let written = std::fs::create_dir_all(&home.cache)
+            .and_then(|()| std::fs::write(&partial, text))
+            .and_then(|()| std::fs::rename(&partial, &path));
+        if written.is_err() {
+            let _ = std::fs::remove_file(&partial);
+        }
+    }
+
+    /// The kept rates, or freshly measured ones, of this machine and of the disk that holds the model (`None`: no disk
+    /// is asked).
+    pub fn of_this_machine(home: &Home, threads: usize, model: Option<&Gguf>) -> Result<Rates, DiskError> {
+        let kept = Rates::load(home, threads);
+        let mut rates = kept.clone().unwrap_or_else(|| Rates::measure(threads));
+        if let Some(gguf) = model
+            && let Some(device) = device(gguf.path())
+            && !rates.disk_bytes_per_second.contains_key(&device)
+            && let Some(rate) = measure_disk(gguf)?
+        {
+            rates.disk_bytes_per_second.insert(device, rate);
+        }
+        if kept.as_ref() != Some(&rates) {
+            rates.save(home);
+        }
+        Ok(rates)
+    }
+
+    /// Explicit reads from the disk that holds this file; `None` if it was never measured.
+    pub fn disk(&self, file: &Path) -> Option<f64> {
+        self.disk_bytes_per_second.get(&device(file)?).copied()
+    }
+
+    /// Measures RAM and arithmetic, in about a second.
+    pub fn measure(threads: usize) -> Rates {
+        let kernels = Kernels::get();
+        let linear = kernels.linear(Format::Q4_K);
+        let row_bytes = Format::Q4_K.row_bytes(WIDTH).unwrap_or(1);
+        // Bytes without meaning are as fast as any, and every page must be real.
+        let weights = vec![0x11_u8; RAM_BYTES / row_bytes * row_bytes];
+        let x: Vec<f32> = (0..WIDTH * BATCH_TOKENS).map(|i| (i % 7) as f32 - 3.0).collect();
+        let rows = weights.len() / row_bytes;
+        let ram = best(RAM_PASSES, || {
+            each(threads, rows, 256, |range| {
+                let mut acts = Acts::with_capacity(WIDTH);
+                let view = activations(&mut acts, linear.act(), &x[..WIDTH]);
+                let mut out = vec![0.0; 256];
+                let part = &weights[range.start * row_bytes..range.end * row_bytes];
+                linear.matvec(part, WIDTH, view.row(0), &mut out[..range.len()]);
+                std::hint::black_box(&out);
+            });
+        });
+        let rows = 2048;
+        let batch = best(BATCH_PASSES, || {
+            each(threads, rows, 128, |range| {
+                let mut acts = Acts::with_capacity(x.len());
+                let view = activations(&mut acts, linear.act(), &x);
+                let mut out = vec![0.0; BATCH_TOKENS * range.len()];
+                let part = &weights[range.start * row_bytes..range.end * row_bytes];
+                let out_view = OutView::new(&mut out, range.len());
+                // SAFETY: the view covers `out`, which is this thread's alone.
+                unsafe { linear.matmul(part, WIDTH, range.len(), &view, Tokens::all(&view), out_view) };
+                std::hint::black_box(&out);
+            });
+        });
+        Rates {
+            simd: kernels.level().name().to_owned(),
+            threads,
+            ram_bytes_per_second: weights.len() as f64 / ram,
+            batch_ops_per_second: 2.0 * (rows * WIDTH * BATCH_TOKENS) as f64 / batch,
+            disk_bytes_per_second: BTreeMap::new(),
+        }
+    }
+}
+
+fn activations<'a>(acts: &'a mut Acts, kind: ActKind, x: &'a [f32]) -> rynd_quant::ActView<'a> {
+    match kind {
+        ActKind::F32 => rynd_quant::ActView::f32(x, WIDTH),
+        _ => acts.quantise(kind, WIDTH, x),
+    }
+}
+
+/// The shortest of a few runs, in seconds.
+fn best(passes: usize, mut run: impl FnMut()) -> f64 {
+    let time = |_| {
+        let start = Instant::now();
+        run();
+        start.elapsed().as_secs_f64()
+    };
+    (0..passes).map(time).fold(f64::INFINITY, f64::min).max(1e-9)
+}
+
+/// Hands out `0..total` in pieces of `chunk` to threads.
+fn each(threads: usize, total: usize, chunk: usize, work: impl Fn(std::ops::Range<usize>) + Sync) {
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..threads.max(1) {
+            scope.spawn(|| {
+                loop {
+                    let from = next.fetch_add(chunk, Ordering::Relaxed);
+                    if from >= total {
+                        break;
+                    }
+                    work(from..(from + chunk).min(total));
+                }
+            });
+        }
+    });
+}
+
+/// Reads blocks all over the model's largest file for a while; `None` where the file is too small to tell.
+fn measure_disk(gguf: &Gguf) -> Result<Option<f64>, DiskError> {
+    let disk = Disk::open(gguf, None)?;
+    let tensors = gguf.tensors();
+    let len = tensors.iter().map(|t| (t.shard, (t.offset + t.bytes) as u64)).max_by_key(|(_, end)| *end);
+    let Some((shard, end)) = len else { return Ok(None) };
+    let blocks = (end / DISK_BLOCK as u64).saturating_sub(1);
+    if blocks < 8 {
+        return Ok(None);
+    }
+    let next = AtomicUsize::new(0);
+    let done = AtomicUsize::new(0);
+    let start = Instant::now();
+    let results: Vec<Result<(), DiskError>> = std::thread::scope(|scope| {
+        let reader = || {
+            let Some(buffer) = Aligned::zeroed(DISK_BLOCK) else { return Ok(()) };
+            while start.elapsed() < DISK_TIME {
+                // A stride without a common factor visits the file in no order that read-ahead could guess.
+                let i = next.fetch_add(1, Ordering::Relaxed) as u64;
+                let offset = (i * 97 + 13) % blocks * DISK_BLOCK as u64;
+                let extent = Extent { shard, offset, bytes: DISK_BLOCK };
+                // A cached block would say nothing of the disk.
+                disk.forget(extent);
+                // SAFETY: the buffer is this thread's own.
+                disk.read(extent, unsafe { buffer.bytes_mut(0..DISK_BLOCK) })?;
+                done.fetch_add(DISK_BLOCK, Ordering::Relaxed);
+            }
+            Ok(())
+        };
+        let threads: Vec<_> = (0..DISK_THREADS).map(|_| scope.spawn(reader)).collect();
+        threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    });
+    let seconds = start.elapsed().as_secs_f64();
+    results.into_iter().collect::<Result<(), _>>()?;
+    Ok(Some(done.into_inner() as f64 / seconds))
+}
+
+/// A name for the device that holds a file, the same at every start.
+#[cfg(unix)]
+fn device(file: &Path) -> Option<String> {
+    use std::os::unix::fs::MetadataExt;
+    Some(format!("device {}", std::fs::metadata(file).ok()?.dev()))
+}
+
+#[cfg(not(unix))]
+fn device(file: &Path) -> Option<String> {
+    let root = std::fs::canonicalize(file).ok()?.components().next()?.as_os_str().to_string_lossy().into_owned();
+    Some(format!("device {root}"))
+}
+
+/// All RAM of this machine; `None` where the system does not tell.
+pub fn ram_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
