@@ -174,7 +174,8 @@ impl Outline {
         for (index, (adapter, budget)) in (0..).zip(self.adapters.iter().zip(&self.budgets)) {
             // Without --gpu-memory the driver is the judge of what fits.
             let budget = config.gpu.memory.and(*budget);
-            let device = devices.open(adapter.index, budget, config.gpu.handicap)?;
+            let int8 = if config.exact { Some(false) } else { config.gpu.handicap.int8 };
+            let device = devices.open(adapter.index, budget, Handicap { int8, ..config.gpu.handicap })?;
             let gpu = GpuConfig { index, batch: sizes.batch, pages: sizes.pages, kv: sizes.kv };
             gpus.push(Gpu::new(device, weights, &gpu)?);
         }

@@ -3,7 +3,7 @@
 use bytemuck::NoUninit;
 
 use super::Setup;
-use crate::gpu::device::GpuError;
+use crate::gpu::error::GpuError;
 use crate::gpu::kernels::Kernel;
 use crate::gpu::pipelines::{Call, Recorder};
 use crate::gpu::slots::values_bytes;
