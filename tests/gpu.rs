@@ -104,15 +104,15 @@ fn products_through_workgroup_memory_staging_buffers_and_checked_shaders() {
 
 #[test]
 fn products_with_activations_rounded_to_int8_are_close() {
-    // 16 values share a scale: a value is at most 1/254 of their largest off, which for values spread evenly is about
-    // 1.6e-5 of the square of the product.
-    const ROUNDED: f64 = 5e-5;
+    // 16 values share a scale, and each is off by at most half of 1/127 of their largest: for these inputs about 2.5e-5
+    // of the square of a long product, and up to twice that for rows of few blocks.
+    const ROUNDED: f64 = 1e-4;
     for no_subgroups in [false, true] {
         let handicap = Handicap { int8: Some(true), no_subgroups, ..Handicap::default() };
         let setting = Setting { handicap, ..Setting::default() };
         for format in Layout::formats().filter(|format| Layout::of(*format).is_some_and(Layout::is_packed)) {
             for (k, n, tokens, features) in [
-                (256, 1, 1, [true, false, false]),
+                (256, 31, 1, [true, false, false]),
                 (512, 33, 2, [false, true, true]),
                 (1536, 257, 1, [true, true, false]),
             ] {
@@ -124,7 +124,7 @@ fn products_with_activations_rounded_to_int8_are_close() {
         let (case, out) = linear(Format::Q4_0, 16_384, 40, [true, false, false]);
         case.check_with("long rows", out, 1, CLOSE, &setting);
         let (case, out) = gated(Format::Q4_K, Format::Q4_K, 1536, 257, Activation::Silu, true);
-        case.check_with("gated, int8", out, 1, 4.0 * ROUNDED, &setting);
+        case.check_with("gated, int8", out, 1, 2.0 * ROUNDED, &setting);
     }
 }
 
