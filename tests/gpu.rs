@@ -103,6 +103,32 @@ fn products_through_workgroup_memory_staging_buffers_and_checked_shaders() {
 }
 
 #[test]
+fn products_with_activations_rounded_to_int8_are_close() {
+    // 16 values share a scale, and each is off by at most half of 1/127 of their largest: for these inputs about 2.5e-5
+    // of the square of a long product, and up to twice that for rows of few blocks.
+    const ROUNDED: f64 = 1e-4;
+    for no_subgroups in [false, true] {
+        let handicap = Handicap { int8: Some(true), no_subgroups, ..Handicap::default() };
+        let setting = Setting { handicap, ..Setting::default() };
+        for format in Layout::formats().filter(|format| Layout::of(*format).is_some_and(Layout::is_packed)) {
+            for (k, n, tokens, features) in [
+                (256, 31, 1, [true, false, false]),
+                (512, 33, 2, [false, true, true]),
+                (1536, 257, 1, [true, true, false]),
+            ] {
+                let (case, out) = linear(format, k, n, features);
+                case.check_with(&format!("{format} ({n}, {k}) x {tokens}, int8"), out, tokens, ROUNDED, &setting);
+            }
+        }
+        // Rows longer than the kernel holds are multiplied in f32.
+        let (case, out) = linear(Format::Q4_0, 16_384, 40, [true, false, false]);
+        case.check_with("long rows", out, 1, CLOSE, &setting);
+        let (case, out) = gated(Format::Q4_K, Format::Q4_K, 1536, 257, Activation::Silu, true);
+        case.check_with("gated, int8", out, 1, 2.0 * ROUNDED, &setting);
+    }
+}
+
+#[test]
 fn matrices_beyond_the_binding_limit_are_split_into_banks() {
     let handicap = Handicap { binding_bytes: Some(64 << 10), ..Handicap::default() };
     let setting = Setting { handicap, ..Setting::default() };

@@ -1,14 +1,14 @@
 // matvec with activations rounded to int8 and integer dot products (dp4a), for adapters that have them in hardware.
 // Each workgroup rounds x itself, once for all its rows, into workgroup memory: no dispatch is added, and lanes read a
 // quarter of the bytes. 16 neighbouring values share a scale, as the halves of a unit do. Offsets of weights meet the
-// exact sums of x. NORM and GATE as in matvec.
+// sums of the rounded values: with the exact ones the rounding would count for quants, not for weights. NORM and GATE as in matvec.
 
 override ROWS: u32 = 16u; // of a workgroup; even
 override NORM: bool = false;
 override BLOCKS: u32 = 96u; // of 16 values, that a row of x has
 
 var<workgroup> x_quants: array<vec4<u32>, BLOCKS>;
-var<workgroup> x_scales: array<vec2<f32>, BLOCKS>; // scale, sum of the values
+var<workgroup> x_scales: array<vec2<f32>, BLOCKS>; // scale, sum of the rounded values
 var<workgroup> squares: array<f32, WORKGROUP>;
 
 fn rounded(v: vec4<f32>) -> u32 {
@@ -22,7 +22,7 @@ fn quads_max(m: mat4x4<f32>) -> f32 {
 
 // Rounds x; the sum of squares of this invocation's values.
 fn stage(index: u32, x_row: u32) -> f32 {
-    let ones = vec4<f32>(1.0);
+    let ones = vec4<u32>(0x01010101u);
     var sum = 0.0;
     for (var b = index; b < BLOCKS; b += WORKGROUP) {
         var v = x_four(x_row + b * 4u);
@@ -33,8 +33,9 @@ fn stage(index: u32, x_row: u32) -> f32 {
         let most = quads_max(v);
         let inverse = select(0.0, 127.0 / most, most > 0.0);
         let q = v * inverse;
-        x_quants[b] = vec4<u32>(rounded(q[0]), rounded(q[1]), rounded(q[2]), rounded(q[3]));
-        x_scales[b] = vec2<f32>(most / 127.0, dot(v[0] + v[1] + v[2] + v[3], ones));
+        let words = vec4<u32>(rounded(q[0]), rounded(q[1]), rounded(q[2]), rounded(q[3]));
+        x_quants[b] = words;
+        x_scales[b] = most / 127.0 * vec2<f32>(1.0, half_dot(words, ones));
     }
     return sum;
 }

@@ -190,7 +190,8 @@ impl Outline {
         for (index, (adapter, budget)) in (0..).zip(self.adapters.iter().zip(&self.budgets)) {
             // Without --gpu-memory the driver is the judge of what fits.
             let budget = config.gpu.memory.and(*budget);
-            let device = devices.open(adapter.index, budget, config.gpu.handicap)?;
+            let int8 = if config.exact { Some(false) } else { config.gpu.handicap.int8 };
+            let device = devices.open(adapter.index, budget, Handicap { int8, ..config.gpu.handicap })?;
             let gpu = GpuConfig { index, batch: sizes.batch, pages: sizes.pages, kv: sizes.kv };
             let pools = self.slots.as_ref().map_or(&[][..], |slots| &slots.on_gpu[usize::from(index)]);
             gpus.push(Gpu::with_pools(device, weights, &gpu, pools)?);

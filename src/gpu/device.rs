@@ -37,6 +37,16 @@ pub struct Handicap {
     pub binding_bytes: Option<u64>,
     /// Shaders check every index.
     pub bounds_checks: bool,
+    /// Whether activations may be rounded to int8, whatever the adapter; `None` leaves it to what gains on it.
+    pub int8: Option<bool>,
+}
+
+/// Adapters with integer dot products in hardware, by vendor: Apple's take four multiplications for one.
+fn has_fast_int8(info: &wgpu::AdapterInfo) -> bool {
+    const NVIDIA: u32 = 0x10de;
+    const AMD: u32 = 0x1002;
+    const INTEL: u32 = 0x8086;
+    info.device_type != wgpu::DeviceType::Cpu && [NVIDIA, AMD, INTEL].contains(&info.vendor)
 }
 
 /// An open device. Clones share it.
@@ -51,6 +61,7 @@ struct Inner {
     staging: bool,
     binding_bytes: u64,
     bounds_checks: bool,
+    int8: bool,
     timestamps: bool,
     budget: Option<u64>,
     allocated: AtomicU64,
@@ -109,6 +120,7 @@ impl Device {
             staging,
             binding_bytes: handicap.binding_bytes.map_or(largest, |bytes| bytes.min(largest)),
             bounds_checks: handicap.bounds_checks,
+            int8: handicap.int8.unwrap_or_else(|| has_fast_int8(&adapter.get_info())),
             timestamps: !timestamps.is_empty(),
             budget: memory,
             allocated: AtomicU64::new(0),
@@ -157,6 +169,11 @@ impl Device {
 
     pub(super) fn checks_bounds(&self) -> bool {
         self.0.bounds_checks
+    }
+
+    /// Whether few tokens are multiplied with their activations rounded to int8.
+    pub(super) fn rounds_to_int8(&self) -> bool {
+        self.0.int8
     }
 
     /// Bytes of one binding, at most.

@@ -10,6 +10,7 @@ use bytemuck::NoUninit;
 use super::{FEW_TOKENS, NONE, RunShape, Setup, bank_bytes, has_tail};
 use crate::gpu::error::GpuError;
 use crate::gpu::kernels::{Kernel, gate as gate_override, tile_overrides};
+use crate::gpu::layout::Layout;
 use crate::gpu::matrix::{Matrix, Rows};
 use crate::gpu::pipelines::{Call, Recorder};
 use crate::gpu::slots::{View, padded, stacks};
@@ -205,8 +206,16 @@ impl Product {
             let rows_a_workgroup = setup.device.rows_per_workgroup(bank.rows);
             let vectors = &setup.vectors.buffer;
             let shared = [("ADD", extras.add.into()), ("GATE", extras.gate)];
-            let overrides = [("ROWS", rows_a_workgroup), ("NORM", input.fused.is_some().into()), shared[0], shared[1]];
-            let kernel = Kernel::Matvec(matrix.format, setup.device.team());
+            let mut overrides =
+                vec![("ROWS", rows_a_workgroup), ("NORM", input.fused.is_some().into()), shared[0], shared[1]];
+            let team = setup.device.team();
+            let kernel = match int8_blocks(&matrix) {
+                Some(blocks) if setup.device.rounds_to_int8() => {
+                    overrides.push(("BLOCKS", blocks));
+                    Kernel::MatvecInt8(matrix.format, team)
+                }
+                _ => Kernel::Matvec(matrix.format, team),
+            };
             let buffers = [&bank.buffer, few_x.buffer, vectors, out.buffer];
             let few = setup.device.call(kernel, &overrides, &buffers, params(few_x, input.fused))?;
             let mut tiles = vec![];
@@ -240,6 +249,15 @@ impl Product {
             }
         }
     }
+}
+
+/// Blocks of 16 activations that the int8 kernel holds for a matrix; `None` when it does not take it. More than half of
+/// the workgroup memory that every adapter has would leave too few workgroups at a time.
+fn int8_blocks(matrix: &Matrix) -> Option<u32> {
+    const BLOCK_BYTES: usize = 24;
+    let blocks = matrix.k / 16;
+    let packed = Layout::of(matrix.format).is_some_and(Layout::is_packed);
+    (packed && blocks * BLOCK_BYTES <= 16 << 10).then_some(blocks as u32)
 }
 
 /// `Op::Embed`.
