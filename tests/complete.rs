@@ -189,7 +189,7 @@ fn five_functions_are_filled_in_and_run() {
     let mut skipped = vec![];
     for name in ["binary_search.rs", "word_counts.py", "reverse.go", "gcd.c", "chunk.ts"] {
         let text = std::fs::read_to_string(fixture("complete").join(name)).unwrap();
-        let found: Vec<Value> = serde_json::from_str(&stdout(complete(&model, &["--json", "-t", "2"], &text))).unwrap();
+        let found: Vec<Value> = serde_json::from_str(&stdout(complete(&model, &["--json"], &text))).unwrap();
         let middle = found[0]["text"].as_str().unwrap();
         println!("--- {name} ({}, {} tokens)\n{middle}", found[0]["finish"], found[0]["generated_tokens"]);
         std::fs::write(folder.join(name), text.replace("<CURSOR>", middle)).unwrap();

@@ -37,7 +37,8 @@ struct Editor {
 impl Editor {
     fn start(arguments: &[&str]) -> Editor {
         let mut child = Command::new(env!("CARGO_BIN_EXE_rynd"))
-            .args(["complete", &model(), "--stdio", "--verbose", "-t", "1", "--debounce-ms", "0"])
+            .args(["complete", &model(), "--stdio", "--verbose", "-t", "1"])
+            .args(if arguments.contains(&"--debounce-ms") { &[][..] } else { &["--debounce-ms", "0"] })
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

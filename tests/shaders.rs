@@ -20,6 +20,11 @@ fn override_sets(kernel: Kernel) -> Vec<Overrides> {
     let each = |name: &'static str, values: &[u32]| values.iter().map(|&v| vec![(name, v)]).collect();
     match kernel {
         Kernel::RmsNorm => each("ADD", &[0, 1]),
+        Kernel::MatvecInt8(..) => vec![
+            vec![("ROWS", 4), ("BLOCKS", 2)],
+            vec![("ROWS", 16), ("NORM", 1), ("ADD", 1), ("BLOCKS", 680)],
+            vec![("GATE", 2)],
+        ],
         Kernel::Matvec(..) => vec![
             vec![("ROWS", 4)],
             vec![("ROWS", 16), ("NORM", 1), ("ADD", 1)],

@@ -4,6 +4,7 @@
 
 const SCALED: bool = true;
 const OFFSET: bool = true;
+const SIGNED: bool = false;
 
 // Units 4 h + 2 s + j: half h of the block, bits 4 s.., bytes 16 j.. .
 fn unit_quads(u: u32) -> vec2<u32> {
@@ -11,7 +12,7 @@ fn unit_quads(u: u32) -> vec2<u32> {
     return vec2<u32>(lo, lo + 8u);
 }
 
-fn load_unit(row: u32, u: u32, units: u32) -> Unit {
+fn load_packed(row: u32, u: u32, units: u32) -> Packed {
     let blocks = units / 8u;
     let block = u / 8u;
     let t = u % 8u;
@@ -23,5 +24,5 @@ fn load_unit(row: u32, u: u32, units: u32) -> Unit {
     let least = d.y * vec2<f32>(f32((packed >> 4u) & 15u), f32((packed >> 20u) & 15u));
     let lo = q & vec4<u32>(0x03030303u);
     let hi = (q >> vec4<u32>(2u)) & vec4<u32>(0x03030303u);
-    return Unit(bytes16(lo), bytes16(hi), scale, -least);
+    return Packed(lo, hi, scale, -least);
 }

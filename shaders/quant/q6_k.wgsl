@@ -4,13 +4,14 @@
 
 const SCALED: bool = true;
 const OFFSET: bool = true;
+const SIGNED: bool = false;
 
 fn unit_quads(u: u32) -> vec2<u32> {
     let lo = (u / 4u) * 32u + (u & 3u) * 4u;
     return vec2<u32>(lo, lo + 16u);
 }
 
-fn load_unit(row: u32, u: u32, units: u32) -> Unit {
+fn load_packed(row: u32, u: u32, units: u32) -> Packed {
     let blocks = units / 8u;
     let block = u / 8u;
     let t = u % 8u;
@@ -23,5 +24,5 @@ fn load_unit(row: u32, u: u32, units: u32) -> Unit {
     let scale = d * vec2<f32>(f32(unpack4xI8(pair).x), f32(unpack4xI8(pair_hi).x));
     let lo = low_nibbles(q) | ((high & vec4<u32>(0x03030303u)) << vec4<u32>(4u));
     let hi = high_nibbles(q) | (high & vec4<u32>(0x30303030u));
-    return Unit(bytes16(lo), bytes16(hi), scale, -32.0 * scale);
+    return Packed(lo, hi, scale, -32.0 * scale);
 }

@@ -180,9 +180,14 @@ impl Cpu {
         self.tier = Some(tier);
     }
 
-    /// Bytes of the cache and of all buffers when they are full.
+    /// Bytes of the cache and of all buffers when they are full. Of logits one row counts: who wants them all is rare.
     pub fn buffer_bytes(&self) -> u64 {
-        let floats = self.buffers.iter().map(Shared::len).sum::<usize>()
+        let one_row = |at: usize| {
+            let mut slots = self.plan.slots.iter().filter(|slot| slot.buffer as usize == at);
+            slots.all(|slot| slot.taken)
+        };
+        let rows = |(at, buffer): (usize, &Shared<f32>)| buffer.len() / if one_row(at) { self.batch.max(1) } else { 1 };
+        let floats = self.buffers.iter().enumerate().map(rows).sum::<usize>()
             + self.angles.iter().flatten().map(Shared::len).sum::<usize>()
             + self.partials.len()
             + self.normed.len();

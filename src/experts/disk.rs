@@ -16,6 +16,10 @@ use crate::gguf::Gguf;
 /// Direct reads begin and end at multiples of this, in the file and in memory.
 pub const ALIGN: usize = 4096;
 
+/// A large page, where the system has them.
+#[cfg(target_os = "linux")]
+const HUGE: usize = 2 << 20;
+
 /// Bytes of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
@@ -221,6 +225,16 @@ impl Aligned {
         let layout = std::alloc::Layout::from_size_align(bytes.max(ALIGN), ALIGN).ok()?;
         // SAFETY: the layout is not empty.
         let start = std::ptr::NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) })?;
+        #[cfg(target_os = "linux")]
+        if bytes >= HUGE {
+            // Direct reads pin the pages they write to, and large ones are quicker to pin. A hint, so a refusal is fine.
+            let inner = start.as_ptr() as usize;
+            let (from, to) = (inner.next_multiple_of(HUGE), (inner + layout.size()) / HUGE * HUGE);
+            // SAFETY: whole huge pages inside of our own allocation; the advice changes no contents.
+            let _ = unsafe {
+                rustix::mm::madvise(from as *mut _, to.saturating_sub(from), rustix::mm::Advice::LinuxHugepage)
+            };
+        }
         Some(Aligned { start, layout })
     }
 

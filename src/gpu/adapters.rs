@@ -93,6 +93,11 @@ impl Devices {
                 adapters.push((adapter.clone(), report));
             }
         }
+        let has_card = adapters.iter().any(|(_, report)| report.kind == "discrete" && report.refused.is_none());
+        for (_, report) in adapters.iter_mut().filter(|(_, report)| has_card && report.kind == "integrated") {
+            let why = "shares the CPU's memory bandwidth, and there is a card with its own";
+            report.not_by_itself.get_or_insert(why.to_owned());
+        }
         Devices { adapters }
     }
 

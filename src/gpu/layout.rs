@@ -42,16 +42,32 @@ const LAYOUTS: [Layout; 15] = [
     layout(Format::F32, &["quant/f32.wgsl"], &[plane(0, 4)]),
     layout(Format::F16, &["quant/f16.wgsl"], &[plane(0, 2)]),
     layout(Format::BF16, &["quant/bf16.wgsl"], &[plane(0, 2)]),
-    layout(Format::Q4_0, &["quant/q4_0.wgsl"], &[plane(2, 16), plane(0, 2)]),
-    layout(Format::Q4_1, &["quant/q4_1.wgsl"], &[plane(4, 16), plane(0, 4)]),
-    layout(Format::Q5_0, &["quant/q5_0.wgsl", "lib/fifth_bits.wgsl"], &[plane(6, 16), plane(2, 4), plane(0, 2)]),
-    layout(Format::Q5_1, &["quant/q5_1.wgsl", "lib/fifth_bits.wgsl"], &[plane(8, 16), plane(4, 4), plane(0, 4)]),
-    layout(Format::Q8_0, &["quant/q8_0.wgsl"], &[plane(2, 32), plane(0, 2)]),
-    layout(Format::Q2_K, &["quant/q2_k.wgsl"], &[plane(16, 64), plane(0, 16), plane(80, 4)]),
-    layout(Format::Q3_K, &["quant/q3_k.wgsl"], &[plane(32, 64), plane(0, 32), plane(96, 12), plane(108, 2)]),
-    layout(Format::Q4_K, &["quant/q4_k.wgsl", "lib/k_scales.wgsl"], &[plane(0, 144)]),
-    layout(Format::Q5_K, &["quant/q5_k.wgsl", "lib/k_scales.wgsl"], &[plane(0, 176)]),
-    layout(Format::Q6_K, &["quant/q6_k.wgsl"], &[plane(0, 128), plane(128, 64), plane(192, 16), plane(208, 2)]),
+    layout(Format::Q4_0, &["quant/q4_0.wgsl", "lib/packed.wgsl"], &[plane(2, 16), plane(0, 2)]),
+    layout(Format::Q4_1, &["quant/q4_1.wgsl", "lib/packed.wgsl"], &[plane(4, 16), plane(0, 4)]),
+    layout(
+        Format::Q5_0,
+        &["quant/q5_0.wgsl", "lib/packed.wgsl", "lib/fifth_bits.wgsl"],
+        &[plane(6, 16), plane(2, 4), plane(0, 2)],
+    ),
+    layout(
+        Format::Q5_1,
+        &["quant/q5_1.wgsl", "lib/packed.wgsl", "lib/fifth_bits.wgsl"],
+        &[plane(8, 16), plane(4, 4), plane(0, 4)],
+    ),
+    layout(Format::Q8_0, &["quant/q8_0.wgsl", "lib/packed.wgsl"], &[plane(2, 32), plane(0, 2)]),
+    layout(Format::Q2_K, &["quant/q2_k.wgsl", "lib/packed.wgsl"], &[plane(16, 64), plane(0, 16), plane(80, 4)]),
+    layout(
+        Format::Q3_K,
+        &["quant/q3_k.wgsl", "lib/packed.wgsl"],
+        &[plane(32, 64), plane(0, 32), plane(96, 12), plane(108, 2)],
+    ),
+    layout(Format::Q4_K, &["quant/q4_k.wgsl", "lib/packed.wgsl", "lib/k_scales.wgsl"], &[plane(0, 144)]),
+    layout(Format::Q5_K, &["quant/q5_k.wgsl", "lib/packed.wgsl", "lib/k_scales.wgsl"], &[plane(0, 176)]),
+    layout(
+        Format::Q6_K,
+        &["quant/q6_k.wgsl", "lib/packed.wgsl"],
+        &[plane(0, 128), plane(128, 64), plane(192, 16), plane(208, 2)],
+    ),
     layout(Format::IQ4_NL, &["quant/iq4_nl.wgsl", "lib/iq4_values.wgsl"], &[plane(2, 16), plane(0, 2)]),
     layout(Format::IQ4_XS, &["quant/iq4_xs.wgsl", "lib/iq4_values.wgsl"], &[plane(8, 128), plane(0, 8)]),
 ];
@@ -65,6 +81,11 @@ impl Layout {
     /// Formats that the kernels decode.
     pub fn formats() -> impl Iterator<Item = Format> {
         LAYOUTS.iter().map(|layout| layout.format)
+    }
+
+    /// Whether its quants are whole numbers of 8 bits: then the int8 kernels take them.
+    pub fn is_packed(&self) -> bool {
+        self.files.contains(&"lib/packed.wgsl")
     }
 
     /// Blocks of a row in GPU memory: plain formats are padded with zeros to whole units.

@@ -167,7 +167,9 @@ impl<'a> Repl<'a> {
             Finish::Length if self.chat.used_tokens() + 1 >= self.chat.model.engine.context() => {
                 remark("(the context is full, so the answer ends here; the next message drops the oldest turns)")?;
             }
-            Finish::Length => remark("(that were all tokens an answer may have)")?,
+            Finish::Length => {
+                remark(&format!("(cut at {} tokens, the limit of -n or /set tokens)", summary.generated_tokens))?;
+            }
             Finish::End | Finish::Stop => {}
         }
         self.blank()

@@ -41,7 +41,7 @@ pub const COMMANDS: &[(&str, &str, &str)] = &[
 ];
 
 const KEYS: &[(&str, &str)] = &[
-    ("Alt-Enter", "a new line, as \\ at the end of one; a paste may have many lines"),
+    ("Alt-Enter", "a new line, as \\ before Enter; a paste keeps its lines"),
     ("Ctrl-C", "stop the answer, or clear the line"),
     ("Ctrl-D", "leave"),
     ("Ctrl-R", "search what was typed before"),
