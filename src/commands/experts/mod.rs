@@ -28,7 +28,7 @@ pub struct Arguments {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    Record(record::Arguments),
+    Record(Box<record::Arguments>),
     Show(show::Arguments),
     Replay(replay::Arguments),
 }
