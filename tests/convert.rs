@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rynd::engine::{Engine, EngineConfig, Session};
 use rynd::gguf::{Gguf, TensorInfo};
@@ -18,8 +19,11 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
+/// A new folder: tests run side by side, and several convert the same model.
 fn folder(name: &str) -> PathBuf {
-    let folder = std::env::temp_dir().join(format!("rynd-convert-{}-{name}", std::process::id()));
+    static MADE: AtomicUsize = AtomicUsize::new(0);
+    let no = MADE.fetch_add(1, Ordering::Relaxed);
+    let folder = std::env::temp_dir().join(format!("rynd-convert-{}-{no}-{name}", std::process::id()));
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder).unwrap();
     folder
@@ -290,6 +294,24 @@ fn what_is_missing_or_unknown_is_named() {
     tensors.insert("model.norm.weight".into(), low);
     let found = error(&checkpoint("qwen3moe", &tensors, 1));
     assert!(found.contains("'model.norm.weight' is F8_E4M3") && found.contains("BF16"), "{found}");
+
+    let mut tensors = complete.clone();
+    let scalar = Stored { dtype: Dtype::F32, shape: vec![], bytes: vec![0; 4] };
+    tensors.insert("model.layers.0.self_attn.q_norm.weight".into(), scalar);
+    let found = error(&checkpoint("qwen3moe", &tensors, 1));
+    assert!(found.contains("'blk.0.attn_q_norm.weight' has the shape []"), "{found}");
+
+    let mut tensors = complete.clone();
+    let rows = tensors.get_mut("model.layers.1.self_attn.v_proj.weight").unwrap();
+    rows.shape[0] /= 2;
+    rows.bytes.truncate(rows.bytes.len() / 2);
+    let found = error(&checkpoint("qwen3moe", &tensors, 1));
+    assert!(found.contains("'blk.1.attn_v.weight' has the shape") && found.contains("config.json makes it"), "{found}");
+
+    let mut tensors = complete.clone();
+    tensors.retain(|name, _| !name.contains("layers.1.mlp.experts"));
+    let found = error(&checkpoint("qwen3moe", &tensors, 1));
+    assert!(found.contains("there is no tensor for 'blk.1.ffn_gate.weight'"), "{found}");
 
     let folder = checkpoint("qwen3moe", &complete, 3);
     std::fs::remove_file(folder.join("model-00002-of-00003.safetensors")).unwrap();

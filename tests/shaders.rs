@@ -1,7 +1,5 @@
 //! Every kernel x format x feature set validates, and translates to SPIR-V, MSL and HLSL. No GPU is needed.
 
-#![cfg(feature = "gpu")]
-
 use std::collections::BTreeSet;
 
 use naga::back::{hlsl, msl, pipeline_constants::process_overrides, spv};
@@ -22,15 +20,26 @@ fn override_sets(kernel: Kernel) -> Vec<Overrides> {
     let each = |name: &'static str, values: &[u32]| values.iter().map(|&v| vec![(name, v)]).collect();
     match kernel {
         Kernel::RmsNorm => each("ADD", &[0, 1]),
+        Kernel::MatvecInt8(..) => vec![
+            vec![("ROWS", 4), ("BLOCKS", 2)],
+            vec![("ROWS", 16), ("NORM", 1), ("ADD", 1), ("BLOCKS", 680)],
+            vec![("GATE", 2)],
+        ],
         Kernel::Matvec(..) => vec![
             vec![("ROWS", 4)],
             vec![("ROWS", 16), ("NORM", 1), ("ADD", 1)],
             vec![("ROWS", 8), ("NORM", 1), ("GATE", 1)],
             vec![("GATE", 2)],
         ],
-        Kernel::ExpertsGated(..) | Kernel::Gate => each("GATE", &[1, 2]),
-        Kernel::ExpertsDown(..) => each("ROWS", &[4, 16]),
-        Kernel::Matmul(_) | Kernel::ExpertsMatmul(_) => [1, 100]
+        Kernel::Gate => each("GATE", &[1, 2]),
+        Kernel::ExpertsGated(..) => vec![vec![("GATE", 1), ("ROWS", 4)], vec![("GATE", 2), ("BANKS", 3)]],
+        Kernel::ExpertsDown(..) => vec![vec![("ROWS", 4)], vec![("ROWS", 16), ("BANKS", 2)]],
+        Kernel::ExpertsMatmul(_) => vec![
+            [tile_overrides(1).1.as_slice(), &[("GATE", 0), ("BANKS", 1)]].concat(),
+            [tile_overrides(100).1.as_slice(), &[("GATE", 1), ("BANKS", 3)]].concat(),
+            [tile_overrides(100).1.as_slice(), &[("GATE", 2), ("BANKS", 2)]].concat(),
+        ],
+        Kernel::Matmul(_) => [1, 100]
             .into_iter()
             .flat_map(|tokens| [0, 1, 2].map(|gate| [tile_overrides(tokens).1.as_slice(), &[("GATE", gate)]].concat()))
             .collect(),
@@ -43,7 +52,12 @@ fn override_sets(kernel: Kernel) -> Vec<Overrides> {
             .collect(),
         Kernel::AttentionMerge => each("HEAD_DIM", &[64, 128]),
         Kernel::Router => each("NORMALIZE", &[0, 1]),
-        Kernel::Embed(_) | Kernel::ExpertsGroup | Kernel::ExpertsSum | Kernel::TakeRows | Kernel::Argmax => {
+        Kernel::Embed(_)
+        | Kernel::ExpertsGroup
+        | Kernel::ExpertsSum
+        | Kernel::TakeRows
+        | Kernel::Add
+        | Kernel::Argmax => {
             vec![vec![]]
         }
     }

@@ -117,17 +117,26 @@ fn timed(threads: usize, pieces: usize, work: impl Fn(usize, usize) + Sync) -> f
 /// Bytes of weights in a piece of reading.
 const PIECE: usize = 8 << 20;
 
+/// Sums the first word of every cache line, which costs nothing beside the reading; four streams and prefetching give
+/// the machine every chance.
 fn read_bandwidth(bytes: &[u8], threads: usize) -> f64 {
     let share = PIECE / threads;
     let seconds = timed(threads, bytes.len() / PIECE, |thread, piece| {
-        let words = bytes[piece * PIECE + thread * share..][..share].as_chunks::<64>().0;
-        let mut sums = [0u64; 8];
-        for line in words {
-            for (sum, word) in sums.iter_mut().zip(line.as_chunks::<8>().0) {
-                *sum = sum.wrapping_add(u64::from_le_bytes(*word));
+        let lines = bytes[piece * PIECE + thread * share..][..share].as_chunks::<64>().0;
+        let streams: Vec<&[[u8; 64]]> = lines.chunks_exact(lines.len() / 4).collect();
+        let mut sum = 0u64;
+        for i in 0..streams[0].len() {
+            for stream in &streams {
+                #[cfg(target_arch = "x86_64")]
+                {
+                    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+                    // SAFETY: a hint only; it never faults.
+                    unsafe { _mm_prefetch::<_MM_HINT_T0>(stream.as_ptr().wrapping_add(i + 32).cast()) };
+                }
+                sum = sum.wrapping_add(u64::from(stream[i][0]));
             }
         }
-        black_box(sums);
+        black_box(sum);
     });
     PIECE as f64 / seconds / 1e9
 }

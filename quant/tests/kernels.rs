@@ -192,6 +192,46 @@ fn every_level_equals_the_scalar_truth_at_awkward_sizes() {
     }
 }
 
+/// Where a block has its f16 factors.
+fn factors(format: Format) -> &'static [usize] {
+    match format {
+        Format::Q4_1 | Format::Q5_1 | Format::Q4_K | Format::Q5_K => &[0, 2],
+        Format::Q2_K => &[80, 82],
+        Format::Q3_K => &[108],
+        Format::Q6_K => &[208],
+        Format::TQ2_0 => &[64],
+        _ => &[0],
+    }
+}
+
+#[test]
+fn no_sum_leaves_its_integers_when_weights_and_activations_are_at_their_extremes() {
+    let (n, t) = (17, 7);
+    for kernels in other_levels() {
+        for format in Format::all().filter(|format| scalar().linear(*format).act() != ActKind::F32) {
+            let k = 2 * format.block_len().max(32);
+            for fill in [0x00, 0x7f, 0x80, 0xff] {
+                let mut block = vec![fill; format.block_bytes()];
+                // f16 1.0, or the exponent of 1.0 in one byte.
+                match format {
+                    Format::MXFP4 => block[0] = 127,
+                    _ => factors(format).iter().for_each(|at| block[*at..at + 2].copy_from_slice(&[0x00, 0x3c])),
+                }
+                let rows = block.repeat(n * k / format.block_len());
+                for signs in [[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]] {
+                    let x: Vec<f32> = (0..t * k).map(|i| signs[i % 2]).collect();
+                    let tokens = Tokens::Range(0, t);
+                    let sizes = sizes(format, &rows, n, k, &x, tokens);
+                    let want = product(scalar().linear(format), &rows, n, k, &x, tokens);
+                    let got = product(kernels.linear(format), &rows, n, k, &x, tokens);
+                    let what = format!("{} {format} of {fill:#x} times {signs:?}", kernels.level().name());
+                    assert_close(&got, &want, &sizes, &what);
+                }
+            }
+        }
+    }
+}
+
 fn check(linear: &Linear, truth: &Linear, n: usize, t: usize, k: usize, noise: &mut Noise) {
     let format = linear.format();
     let what = format!("{format} {n} rows x {t} tokens x {k}");

@@ -25,6 +25,8 @@ var<immediate> p: Params;
 
 override ADD: bool = false;
 
+fn quad(at: u32) -> vec4<u32> { return w[at]; }
+
 fn bias(row: u32) -> f32 {
     if p.bias_at == NONE {
         return 0.0;

@@ -6,6 +6,7 @@ const WORKGROUP: u32 = 64u;
 
 struct Lane {
     @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_index) index: u32,
     @builtin(subgroup_id) team: u32,
     @builtin(num_subgroups) teams: u32,
     @builtin(subgroup_invocation_id) lane: u32,

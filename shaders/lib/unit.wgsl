@@ -4,8 +4,9 @@
 // Each snippet defines
 //   SCALED, OFFSET     whether `scale` and `offset` mean anything (else they are 1 and 0)
 //   unit_quads(u)      where the halves lie in the row, in quads of 4 weights
-//   load_unit(row, u, units)  the unit; `row` is the row's first vec4 in `w`, `units` the number of units in a row
-// A weight is q * scale + offset. The kernel declares `w: array<vec4<u32>>`; gpu/layout.rs describes its rows.
+//   load_unit(row, u, units)  the unit; `row` is the row's first vec4, `units` the number of units in a row
+// A weight is q * scale + offset. The kernel defines `quad(at)`, the vec4 number `at` of its weights; gpu/layout.rs
+// describes the rows.
 
 struct Unit {
     lo: mat4x4<f32>,
@@ -33,13 +34,13 @@ fn high_nibbles(words: vec4<u32>) -> vec4<u32> {
 
 // Number `i` of the f16 values that start at vec4 `at`.
 fn f16_at(at: u32, i: u32) -> f32 {
-    let pair = unpack2x16float(w[at + i / 8u][i / 2u % 4u]);
+    let pair = unpack2x16float(quad(at + i / 8u)[i / 2u % 4u]);
     return select(pair.x, pair.y, i % 2u == 1u);
 }
 
 // Word `i` of those that start at vec4 `at`.
 fn word_at(at: u32, i: u32) -> u32 {
-    return w[at + i / 4u][i % 4u];
+    return quad(at + i / 4u)[i % 4u];
 }
 
 fn quads_of(m: mat4x4<f32>, x: mat4x4<f32>) -> f32 {

@@ -16,6 +16,8 @@ var<immediate> p: Params;
 @group(0) @binding(1) var<storage, read> env: array<u32>; // see lib/env.wgsl
 @group(0) @binding(2) var<storage, read_write> out: array<f32>; // (t, n)
 
+fn quad(at: u32) -> vec4<u32> { return w[at]; }
+
 fn put_half(to: u32, quad: u32, q: mat4x4<f32>) {
     for (var i = 0u; i < 16u; i += 1u) {
         if quad * 4u + i < p.n {

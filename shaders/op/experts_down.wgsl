@@ -14,8 +14,8 @@ fn main(at: Lane) {
             let slot = slot_of(picks[token * p.picks_stride + pick]);
             if slot != NONE {
                 let weight = bitcast<f32>(picks[token * p.picks_stride + p.used + pick]);
-                let row0 = (slot * p.rows + min(row, p.rows - 1u)) * p.row_quads;
-                let row1 = (slot * p.rows + min(row + 1u, p.rows - 1u)) * p.row_quads;
+                let row0 = row_at(slot, min(row, p.rows - 1u));
+                let row1 = row_at(slot, min(row + 1u, p.rows - 1u));
                 let x_row = p.x_at + (token * p.used + pick) * p.x_stride;
                 for (var u = lane_of(at); u < p.units; u += lanes_of(at)) {
                     let h = x_halves(x_row, u);

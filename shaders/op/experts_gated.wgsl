@@ -13,7 +13,7 @@ fn main(at: Lane) {
     for (var first = 0u; first < ROWS; first += 2u * teams_of(at)) {
         let local = first + 2u * team_of(at);
         let row = at.group.x * ROWS + local;
-        let row0 = (slot * p.rows + min(row, p.rows - 2u)) * p.row_quads;
+        let row0 = row_at(slot, min(row, p.rows - 2u));
         var sums = vec3<f32>(0.0);
         for (var u = lane_of(at); u < units; u += lanes_of(at)) {
             let h = x_halves(x_row, u);

@@ -2,7 +2,7 @@
 // tiles past the end do nothing. GATED: x is (t, k), out (t * used, rows / 2) = act(gate x) * (up x). Else x is
 // (t * used, k), out (t * used, rows) = weight * (down x), which experts_sum adds up.
 
-@group(0) @binding(5) var<storage, read> groups: array<u32>; // from experts_group
+@group(0) @binding(7) var<storage, read> groups: array<u32>; // from experts_group
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
@@ -16,7 +16,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let pairs_at = p.experts + 1u;
     for (var u = 0u; u < units; u += 1u) {
         if index < TILE_ROWS {
-            stage_weights(index, (slot * p.rows + min(first_row + index, p.rows - 1u)) * p.row_quads, u);
+            stage_weights(index, row_at(slot, min(first_row + index, p.rows - 1u)), u);
         } else {
             for (var i = index - TILE_ROWS; i < 8u * TILE_TOKENS; i += TILE_ROWS) {
                 let member = i % TILE_TOKENS;

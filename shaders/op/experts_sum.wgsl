@@ -1,12 +1,11 @@
-// out (t, n) += the sum of a token's pair outputs (t * used, n), of the picks whose expert lies in this bank.
+// out (t, n) += the sum of a token's pair outputs (t * used, n), of the picks whose expert lies in a slot here.
 
 struct Params {
     n: u32,
     used: u32,
     experts: u32,
     slots_at: u32,
-    bank_first: u32,
-    bank_slots: u32,
+    slot_count: u32,
     picks_stride: u32,
     x_stride: u32, // f32 a pair
     out_at: u32,
@@ -30,7 +29,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var pick = 0u; pick < p.used; pick += 1u) {
         let expert = picks[token * p.picks_stride + pick];
         let slot = slots[p.slots_at + min(expert, p.experts - 1u)];
-        if slot >= p.bank_first && slot - p.bank_first < p.bank_slots {
+        if slot < p.slot_count {
             sum += x[(token * p.used + pick) * p.x_stride + i];
         }
     }

@@ -5,14 +5,6 @@
 override ROWS: u32 = 16u; // of a workgroup; even
 override NORM: bool = false;
 
-fn g_four(at: u32) -> mat4x4<f32> {
-    return mat4x4<f32>(vectors[at], vectors[at + 1u], vectors[at + 2u], vectors[at + 3u]);
-}
-
-fn times(a: mat4x4<f32>, b: mat4x4<f32>) -> mat4x4<f32> {
-    return mat4x4<f32>(a[0] * b[0], a[1] * b[1], a[2] * b[2], a[3] * b[3]);
-}
-
 @compute @workgroup_size(WORKGROUP)
 fn main(at: Lane) {
     let token = at.group.y;
@@ -36,22 +28,7 @@ fn main(at: Lane) {
         }
         sums = team_sum(at, sums);
         if lane_of(at) == 0u && local < ROWS {
-            var y = sums.xy;
-            if NORM {
-                y *= inverseSqrt(sums.z / f32(p.k) + p.eps);
-            }
-            if GATE != 0u {
-                if row < p.rows {
-                    put(token, row / 2u, activate(y.x) * y.y);
-                }
-            } else {
-                if row < p.rows {
-                    put(token, row, y.x + bias(row));
-                }
-                if row + 1u < p.rows {
-                    put(token, row + 1u, y.y + bias(row + 1u));
-                }
-            }
+            put_pair(token, row, normed(sums));
         }
     }
 }

@@ -10,8 +10,8 @@ fn widened(a: u32, b: u32) -> vec4<f32> {
 }
 
 fn sixteen(at: u32) -> mat4x4<f32> {
-    let a = w[at];
-    let b = w[at + 1u];
+    let a = quad(at);
+    let b = quad(at + 1u);
     return mat4x4<f32>(widened(a.x, a.y), widened(a.z, a.w), widened(b.x, b.y), widened(b.z, b.w));
 }
 

@@ -6,8 +6,8 @@ const OFFSET: bool = false;
 fn unit_quads(u: u32) -> vec2<u32> { return vec2<u32>(u * 8u, u * 8u + 4u); }
 
 fn sixteen(at: u32) -> mat4x4<f32> {
-    let a = w[at];
-    let b = w[at + 1u];
+    let a = quad(at);
+    let b = quad(at + 1u);
     return mat4x4<f32>(
         vec4<f32>(unpack2x16float(a.x), unpack2x16float(a.y)),
         vec4<f32>(unpack2x16float(a.z), unpack2x16float(a.w)),

@@ -7,10 +7,10 @@ fn unit_quads(u: u32) -> vec2<u32> { return vec2<u32>(u * 8u, u * 8u + 4u); }
 
 fn four(at: u32) -> mat4x4<f32> {
     return mat4x4<f32>(
-        bitcast<vec4<f32>>(w[at]),
-        bitcast<vec4<f32>>(w[at + 1u]),
-        bitcast<vec4<f32>>(w[at + 2u]),
-        bitcast<vec4<f32>>(w[at + 3u]),
+        bitcast<vec4<f32>>(quad(at)),
+        bitcast<vec4<f32>>(quad(at + 1u)),
+        bitcast<vec4<f32>>(quad(at + 2u)),
+        bitcast<vec4<f32>>(quad(at + 3u)),
     );
 }
 

@@ -9,8 +9,8 @@ fn unit_quads(u: u32) -> vec2<u32> { return vec2<u32>(u * 8u, u * 8u + 4u); }
 fn load_unit(row: u32, u: u32, units: u32) -> Unit {
     let block = u / 8u;
     let group = u % 8u;
-    let q = w[row + u];
-    let pair = w[row + units + block / 2u];
+    let q = quad(row + u);
+    let pair = quad(row + units + block / 2u);
     let header = select(pair.xy, pair.zw, block % 2u == 1u);
     let low = (header.y >> (group * 4u)) & 15u;
     let high = (header.x >> (16u + group * 2u)) & 3u;

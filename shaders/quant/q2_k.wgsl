@@ -4,6 +4,7 @@
 
 const SCALED: bool = true;
 const OFFSET: bool = true;
+const SIGNED: bool = false;
 
 // Units 4 h + 2 s + j: half h of the block, bits 4 s.., bytes 16 j.. .
 fn unit_quads(u: u32) -> vec2<u32> {
@@ -11,17 +12,17 @@ fn unit_quads(u: u32) -> vec2<u32> {
     return vec2<u32>(lo, lo + 8u);
 }
 
-fn load_unit(row: u32, u: u32, units: u32) -> Unit {
+fn load_packed(row: u32, u: u32, units: u32) -> Packed {
     let blocks = units / 8u;
     let block = u / 8u;
     let t = u % 8u;
-    let q = w[row + block * 4u + t / 4u * 2u + (t & 1u)] >> vec4<u32>((t & 2u) * 2u);
+    let q = quad(row + block * 4u + t / 4u * 2u + (t & 1u)) >> vec4<u32>((t & 2u) * 2u);
     // Group 8 h + 4 s + j and the one 2 further on.
-    let packed = w[row + blocks * 4u + block][t / 2u] >> ((t & 1u) * 8u);
+    let packed = quad(row + blocks * 4u + block)[t / 2u] >> ((t & 1u) * 8u);
     let d = unpack2x16float(word_at(row + blocks * 5u, block));
     let scale = d.x * vec2<f32>(f32(packed & 15u), f32((packed >> 16u) & 15u));
     let least = d.y * vec2<f32>(f32((packed >> 4u) & 15u), f32((packed >> 20u) & 15u));
     let lo = q & vec4<u32>(0x03030303u);
     let hi = (q >> vec4<u32>(2u)) & vec4<u32>(0x03030303u);
-    return Unit(bytes16(lo), bytes16(hi), scale, -least);
+    return Packed(lo, hi, scale, -least);
 }

@@ -3,6 +3,7 @@
 
 const SCALED: bool = true;
 const OFFSET: bool = true;
+const SIGNED: bool = false;
 
 fn unit_quads(u: u32) -> vec2<u32> {
     let lo = (u / 4u) * 32u + (u & 2u) * 8u + (u & 1u) * 4u;
@@ -16,18 +17,18 @@ fn q3_scale(begin: u32, at: u32, i: u32) -> f32 {
     return f32(low | (high << 4u)) - 32.0;
 }
 
-fn load_unit(row: u32, u: u32, units: u32) -> Unit {
+fn load_packed(row: u32, u: u32, units: u32) -> Packed {
     let blocks = units / 8u;
     let block = u / 8u;
     let t = u % 8u;
-    let q = w[row + block * 4u + t / 4u * 2u + (t & 1u)] >> vec4<u32>((t & 2u) * 2u);
+    let q = quad(row + block * 4u + t / 4u * 2u + (t & 1u)) >> vec4<u32>((t & 2u) * 2u);
     // Bit g of a byte of third bits belongs to the weights of 32-group g = 2 (t / 2) and the next.
-    let third = w[row + blocks * 4u + block * 2u + (t & 1u)] >> vec4<u32>(t / 2u * 2u);
+    let third = quad(row + blocks * 4u + block * 2u + (t & 1u)) >> vec4<u32>(t / 2u * 2u);
     let scales = row + blocks * 6u;
     let d = f16_at(scales + (blocks * 3u + 3u) / 4u, block);
     let group = t / 2u * 4u + (t & 1u);
     let scale = d * vec2<f32>(q3_scale(scales, block * 3u, group), q3_scale(scales, block * 3u, group + 2u));
     let lo = (q & vec4<u32>(0x03030303u)) | ((third & vec4<u32>(0x01010101u)) << vec4<u32>(2u));
     let hi = ((q >> vec4<u32>(2u)) & vec4<u32>(0x03030303u)) | ((third & vec4<u32>(0x02020202u)) << vec4<u32>(1u));
-    return Unit(bytes16(lo), bytes16(hi), scale, -4.0 * scale);
+    return Packed(lo, hi, scale, -4.0 * scale);
 }

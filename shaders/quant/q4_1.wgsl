@@ -2,11 +2,12 @@
 
 const SCALED: bool = true;
 const OFFSET: bool = true;
+const SIGNED: bool = false;
 
 fn unit_quads(u: u32) -> vec2<u32> { return vec2<u32>(u * 8u, u * 8u + 4u); }
 
-fn load_unit(row: u32, u: u32, units: u32) -> Unit {
-    let q = w[row + u];
+fn load_packed(row: u32, u: u32, units: u32) -> Packed {
+    let q = quad(row + u);
     let dm = unpack2x16float(word_at(row + units, u));
-    return Unit(bytes16(low_nibbles(q)), bytes16(high_nibbles(q)), dm.xx, dm.yy);
+    return Packed(low_nibbles(q), high_nibbles(q), dm.xx, dm.yy);
 }

@@ -3,15 +3,16 @@
 
 const SCALED: bool = true;
 const OFFSET: bool = true;
+const SIGNED: bool = false;
 
 fn unit_quads(u: u32) -> vec2<u32> {
     let lo = (u / 2u) * 16u + (u & 1u) * 4u;
     return vec2<u32>(lo, lo + 8u);
 }
 
-fn load_unit(row: u32, u: u32, units: u32) -> Unit {
+fn load_packed(row: u32, u: u32, units: u32) -> Packed {
     let block = row + (u / 8u) * 9u;
-    let q = w[block + 1u + u % 8u];
-    let s = k_scales(w[block], u % 8u / 2u);
-    return Unit(bytes16(low_nibbles(q)), bytes16(high_nibbles(q)), s.xy, s.zw);
+    let q = quad(block + 1u + u % 8u);
+    let s = k_scales(quad(block), u % 8u / 2u);
+    return Packed(low_nibbles(q), high_nibbles(q), s.xy, s.zw);
 }

@@ -3,14 +3,15 @@
 
 const SCALED: bool = true;
 const OFFSET: bool = true;
+const SIGNED: bool = false;
 
 fn unit_quads(u: u32) -> vec2<u32> { return vec2<u32>(u * 8u, u * 8u + 4u); }
 
-fn load_unit(row: u32, u: u32, units: u32) -> Unit {
-    let q = w[row + u];
+fn load_packed(row: u32, u: u32, units: u32) -> Packed {
+    let q = quad(row + u);
     let high = word_at(row + units, u);
     let dm = unpack2x16float(word_at(row + units + (units + 3u) / 4u, u));
     let lo = low_nibbles(q) | fifth_bits(high);
     let hi = high_nibbles(q) | fifth_bits(high >> 16u);
-    return Unit(bytes16(lo), bytes16(hi), dm.xx, dm.yy);
+    return Packed(lo, hi, dm.xx, dm.yy);
 }

@@ -3,19 +3,20 @@
 
 const SCALED: bool = true;
 const OFFSET: bool = true;
+const SIGNED: bool = false;
 
 fn unit_quads(u: u32) -> vec2<u32> {
     let lo = (u / 2u) * 16u + (u & 1u) * 4u;
     return vec2<u32>(lo, lo + 8u);
 }
 
-fn load_unit(row: u32, u: u32, units: u32) -> Unit {
+fn load_packed(row: u32, u: u32, units: u32) -> Packed {
     let block = row + (u / 8u) * 11u;
     let p = u % 8u / 2u;
-    let q = w[block + 3u + u % 8u];
-    let high = w[block + 1u + (u & 1u)] >> vec4<u32>(2u * p);
-    let s = k_scales(w[block], p);
+    let q = quad(block + 3u + u % 8u);
+    let high = quad(block + 1u + (u & 1u)) >> vec4<u32>(2u * p);
+    let s = k_scales(quad(block), p);
     let lo = low_nibbles(q) | ((high & vec4<u32>(0x01010101u)) << vec4<u32>(4u));
     let hi = high_nibbles(q) | ((high & vec4<u32>(0x02020202u)) << vec4<u32>(3u));
-    return Unit(bytes16(lo), bytes16(hi), s.xy, s.zw);
+    return Packed(lo, hi, s.xy, s.zw);
 }

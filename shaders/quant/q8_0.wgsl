@@ -2,20 +2,12 @@
 
 const SCALED: bool = true;
 const OFFSET: bool = false;
+const SIGNED: bool = true;
 
 fn unit_quads(u: u32) -> vec2<u32> { return vec2<u32>(u * 8u, u * 8u + 4u); }
 
-fn signed16(words: vec4<u32>) -> mat4x4<f32> {
-    return mat4x4<f32>(
-        vec4<f32>(unpack4xI8(words.x)),
-        vec4<f32>(unpack4xI8(words.y)),
-        vec4<f32>(unpack4xI8(words.z)),
-        vec4<f32>(unpack4xI8(words.w)),
-    );
-}
-
-fn load_unit(row: u32, u: u32, units: u32) -> Unit {
+fn load_packed(row: u32, u: u32, units: u32) -> Packed {
     let at = row + u * 2u;
     let d = f16_at(row + units * 2u, u);
-    return Unit(signed16(w[at]), signed16(w[at + 1u]), vec2<f32>(d), vec2<f32>(0.0));
+    return Packed(quad(at), quad(at + 1u), vec2<f32>(d), vec2<f32>(0.0));
 }

@@ -30,6 +30,16 @@ pub struct Env<'a> {
     pub pages: &'a [&'a [u32]],
 }
 
+/// In the ids of `Op::Router`'s picks: another executor computes this expert.
+pub const ELSEWHERE: u32 = u32::MAX;
+
+impl Env<'_> {
+    /// Whether some timeline gets several tokens at once, as prompts do.
+    pub fn is_prompt(&self) -> bool {
+        self.tokens.windows(2).any(|pair| pair[0].seq == pair[1].seq)
+    }
+}
+
 /// Why a run failed.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
@@ -39,6 +49,9 @@ pub enum BackendError {
     OutOfMemory { what: String, bytes: usize },
     #[error("{0}")]
     Device(String),
+    /// A device is gone or has no memory left: what it held can not be relied on.
+    #[error("{0}")]
+    Lost(String),
     /// An expert could not be read.
     #[error(transparent)]
     Disk(#[from] DiskError),
@@ -83,6 +96,25 @@ pub trait Backend: Send {
     /// Runs these steps for the tokens of `env`.
     fn run(&mut self, steps: Range<usize>, env: &Env) -> Result<(), BackendError>;
 
+    /// Runs these steps, which end in `logits`, and finds the largest logit of each wanted row: its id, ties to the lower
+    /// one, or `None` where a logit is not finite. An executor that can keeps the logits to itself.
+    fn run_best(
+        &mut self,
+        steps: Range<usize>,
+        env: &Env,
+        logits: (Slot, usize),    // and their number
+        best: &mut [Option<u32>], // (r)
+    ) -> Result<(), BackendError> {
+        self.run(steps, env)?;
+        let (slot, vocab) = logits;
+        let mut values = vec![0.0; best.len() * vocab];
+        self.read(slot, &mut values)?;
+        for (best, row) in best.iter_mut().zip(values.chunks_exact(vocab.max(1))) {
+            *best = largest(row);
+        }
+        Ok(())
+    }
+
     /// Copies the first `out.len() / width` rows of a slot to the host.
     fn read(&mut self, slot: Slot, out: &mut [f32]) -> Result<(), BackendError>;
 
@@ -91,4 +123,18 @@ pub trait Backend: Send {
 
     /// Copies the first `tokens` positions of a cache page to another, in every layer that this backend holds.
     fn copy_page(&mut self, from: u32, to: u32) -> Result<(), BackendError>;
+}
+
+/// The index of the largest value, ties to the lower one; `None` when one is not finite.
+fn largest(values: &[f32]) -> Option<u32> {
+    let mut best = (0, f32::NEG_INFINITY);
+    for (i, &value) in values.iter().enumerate() {
+        if !value.is_finite() {
+            return None;
+        }
+        if value > best.1 {
+            best = (i as u32, value);
+        }
+    }
+    (!values.is_empty()).then_some(best.0)
 }

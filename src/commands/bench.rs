@@ -13,6 +13,7 @@ use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
+use super::counters::{self, GpuCounts};
 use super::load::{self, ComputeFlags, ModelArg};
 use super::memory::Memory;
 use super::{bandwidth, numbers};
@@ -21,13 +22,15 @@ use crate::engine::{Engine, EngineConfig, Session, Wanted};
 /// Measure prompt and generation speed
 ///
 /// One line for each length, depth and thread count: tokens a second as mean +- standard deviation; for generation also
-/// the bytes read a second (weights and cache) and their share of the measured read bandwidth.
+/// the bytes read a second (weights and cache) and their share of the measured read bandwidth. Below it, for each GPU,
+/// what a token of each test takes of it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   rynd bench model.gguf
   rynd bench model.gguf -p 0 -n 64 -d 0,4096 -t 1,2
-  rynd bench model.gguf -p 128,512,2048 -n 0 -r 10 --json")]
+  rynd bench model.gguf -p 128,512,2048 -n 0 -r 10 --json
+  rynd bench model.gguf --gpu 0 -p 512 -n 32 --profile")]
 pub struct Arguments {
     #[command(flatten)]
     model: ModelArg,
@@ -46,6 +49,9 @@ pub struct Arguments {
     /// Timed runs of each test
     #[arg(short, long, value_name = "N", default_value = "5", value_parser = load::at_least_one())]
     repetitions: usize,
+    /// Time every GPU kernel by timestamps, in one more run of each test
+    #[arg(long)]
+    profile: bool,
     /// Print JSON instead of the table
     #[arg(long)]
     json: bool,
@@ -82,6 +88,8 @@ struct Line {
     gigabytes_per_second: Option<f64>,
     share_of_bandwidth: Option<f64>,
     logits_hash: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    gpus: Vec<GpuCounts>,
 }
 
 #[derive(Debug, Serialize)]
@@ -145,6 +153,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             bar.inc(1);
         }
         report.memory = Memory::now();
+        if arguments.profile && engine.gpus().is_empty() {
+            bail!("--profile times GPU kernels, and no GPU is in use; name one with --gpu, see 'rynd devices'");
+        }
     }
     bar.finish_and_clear();
     let Some(report) = report else { return Ok(ExitCode::SUCCESS) };
@@ -190,12 +201,22 @@ fn measure(
     once(engine, session, test, &ids[..test.depth + warm_up])?;
     let mut samples = vec![];
     let mut hash = 0;
+    engine.reset_counters();
     for _ in 0..arguments.repetitions {
         let (time, logits_hash) = once(engine, session, test, &ids)?;
         samples.push(numbers::rate(test.tokens, time));
         hash = logits_hash;
     }
     let (mean, deviation) = numbers::mean_and_deviation(&samples);
+    let mut gpus = counters::counts(engine, test.tokens * arguments.repetitions);
+    if arguments.profile && !gpus.is_empty() {
+        if !engine.time_kernels(true) {
+            bail!("--profile needs timestamps, which a GPU here does not have; 'rynd devices' shows it");
+        }
+        once(engine, session, test, &ids)?;
+        gpus.iter_mut().zip(engine.gpus()).for_each(|(counts, gpu)| counts.add_times(gpu));
+        engine.time_kernels(false);
+    }
     let bytes = match test.kind {
         Kind::Prompt => None,
         Kind::Generate => Some(bytes_per_token(engine, test, arguments)),
@@ -210,6 +231,7 @@ fn measure(
         gigabytes_per_second: bytes.map(|bytes| bytes * mean / 1e9),
         share_of_bandwidth: bytes.map(|bytes| bytes * mean / bandwidth.bytes_per_second),
         logits_hash: format!("{hash:016x}"),
+        gpus,
     })
 }
 
@@ -296,6 +318,8 @@ fn print(out: &mut impl Write, report: &Report) -> Result<()> {
         let (name, threads, hash) = (name(line.test), line.threads, &line.logits_hash);
         writeln!(out, "{name:<16} {threads:>7} {speed:>20} {read:>7} {share:>8}  {hash}")?;
     }
+    let rows = report.lines.iter().flat_map(|line| line.gpus.iter().map(move |gpu| (name(line.test), gpu)));
+    counters::print(out, &rows.collect::<Vec<_>>())?;
     if let Some(memory) = report.memory {
         writeln!(
             out,

@@ -113,17 +113,19 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         }
     }
     settings::set(&mut chat, "")?;
-    let (chat, code) = if at_terminal {
+    let (chat, result) = if at_terminal {
         let mut repl = repl::Repl::new(chat, &source, &arguments.engine);
-        repl.run(message)?;
-        (repl.chat, ExitCode::SUCCESS)
+        let result = repl.run(message);
+        (repl.chat, result.map(|()| ExitCode::SUCCESS))
     } else {
-        let code = once(&mut chat, &message.unwrap_or_default())?;
-        (chat, code)
+        let result = once(&mut chat, &message.unwrap_or_default());
+        (chat, result)
     };
-    if let Some(path) = &arguments.save {
+    // Also when the terminal went away: what was said is worth keeping.
+    if let Some(path) = arguments.save.as_deref().filter(|_| at_terminal || result.is_ok()) {
         chat.transcript().save(path)?;
     }
+    let code = result?;
     if arguments.stats {
         write!(std::io::stderr(), "{}", stats::report(&chat))?;
     }

@@ -1,4 +1,4 @@
-//! `rynd complete`: the text that belongs at a cursor.
+//! `rynd complete`: the text that belongs at a cursor, once, or for an editor as a Language Server.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -8,25 +8,38 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
-use super::load::{self, EngineFlags, ModelArg};
+use super::load::{self, EngineFlags, ModelOrDefault};
 use super::sampling::SamplingFlags;
-use super::{input, interrupt};
-use crate::complete::{Completer, Completion, Options, Request, relevant};
+use super::{input, interrupt, lsp};
+use crate::complete::{Completer, Completion, Options, Request, check_fim, relevant};
+use crate::engine::EngineConfig;
 use crate::generate::Finish;
+use crate::sampler::SamplerConfig;
 
 /// Fill in the middle: print the text that belongs at a cursor
 ///
-/// The cursor is a position in a file, a prefix and a suffix, or a marker in the text on stdin.
+/// The cursor is a position in a file, a prefix and a suffix, or a marker in the text on stdin. With --stdio it is where
+/// an editor says, again and again: a Language Server with inline completion and completion.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  rynd complete qwen2.5-coder-1.5b --file src/main.rs --line 12 --col 5
+  rynd complete --file src/main.rs --line 12 --col 5
   rynd complete model.gguf --prefix 'def add(a, b):' --suffix ''
   printf 'fn max(a: i32, b: i32) -> i32 {<CURSOR>}' | rynd complete model.gguf
-  rynd complete model.gguf --file app.py --line 3 --col 1 --repo . --candidates 3 --temp 0.6 --json")]
+  rynd complete model.gguf --file app.py --line 3 --col 1 --repo . --candidates 3 --temp 0.6 --json
+  rynd complete --stdio --max-ms 2000")]
 pub struct Arguments {
     #[command(flatten)]
-    model: ModelArg,
+    model: ModelOrDefault,
+    /// Serve an editor: a Language Server on standard input and output
+    #[arg(long, conflicts_with_all = ["file", "prefix", "suffix", "json"])]
+    stdio: bool,
+    /// With --stdio: wait so long for a newer request before a keystroke's one is computed
+    #[arg(long, value_name = "MS", default_value = "60", requires = "stdio")]
+    debounce_ms: u64,
+    /// With --stdio: print what each request cost on stderr
+    #[arg(short, long, requires = "stdio")]
+    verbose: bool,
     /// The open file
     #[arg(long, value_name = "FILE", requires = "line", conflicts_with_all = ["prefix", "suffix"])]
     file: Option<PathBuf>,
@@ -51,6 +64,10 @@ pub struct Arguments {
     /// Prompt tokens, at most
     #[arg(long, value_name = "TOKENS", default_value = "2048", value_parser = load::at_least_one())]
     prompt_tokens: usize,
+    /// Tokens of the prompt behind the cursor, at most; each keystroke in an editor computes them anew [default: 512, with
+    /// --stdio 128]
+    #[arg(long, value_name = "TOKENS")]
+    suffix_tokens: Option<usize>,
     /// Tokens to generate, at most
     #[arg(short = 'n', long, value_name = "TOKENS", default_value = "128", value_parser = load::at_least_one())]
     tokens: usize,
@@ -71,12 +88,15 @@ pub struct Arguments {
 
 /// Runs the command.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let request = request(arguments)?;
     let mut sampling = arguments.sampling.config_or_greedy()?;
     if arguments.candidates > 1 && sampling.temperature == 0.0 {
         bail!("--candidates {} of the likeliest text are all the same; add --temp 0.6", arguments.candidates);
     }
-    let mut engine = arguments.model.load(&arguments.engine.config())?;
+    if arguments.stdio {
+        return serve(arguments, sampling);
+    }
+    let request = request(arguments)?;
+    let mut engine = arguments.model.get()?.load(&config(arguments))?;
     let tokenizer = load::tokenizer(engine.gguf())?;
     interrupt::watch()?;
     let mut completer = Completer::default();
@@ -85,12 +105,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         if candidate > 0 {
             sampling.seed = sampling.seed.map(|seed| seed.wrapping_add(1));
         }
-        let options = Options {
-            max_tokens: arguments.tokens,
-            time: arguments.max_ms.map(Duration::from_millis),
-            prompt_tokens: arguments.prompt_tokens,
-            sampling: sampling.clone(),
-        };
+        let options = options(arguments, sampling.clone());
         completions.push(completer.complete(&mut engine, &tokenizer, &request, &options, interrupt::asked)?);
         if interrupt::asked() {
             break;
@@ -98,6 +113,39 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     print(&completions, arguments.json)?;
     Ok(if interrupt::asked() { ExitCode::from(interrupt::EXIT_CODE) } else { ExitCode::SUCCESS })
+}
+
+fn serve(arguments: &Arguments, sampling: SamplerConfig) -> Result<ExitCode> {
+    let engine = arguments.model.get()?.load(&config(arguments))?;
+    let tokenizer = load::tokenizer(engine.gguf())?;
+    check_fim(&tokenizer)?;
+    let config = lsp::Config {
+        options: options(arguments, sampling),
+        candidates: arguments.candidates,
+        debounce: Duration::from_millis(arguments.debounce_ms),
+        verbose: arguments.verbose,
+    };
+    lsp::serve(engine, tokenizer, config)
+}
+
+/// Prompt tokens computed together where a request must be able to stop soon: the clock and the client are heard between
+/// two runs.
+const PROMPT_RUN: usize = 64;
+
+fn config(arguments: &Arguments) -> EngineConfig {
+    let config = arguments.engine.config();
+    let soon = arguments.stdio || arguments.max_ms.is_some();
+    EngineConfig { batch: if soon { config.batch.min(PROMPT_RUN) } else { config.batch }, ..config }
+}
+
+fn options(arguments: &Arguments, sampling: SamplerConfig) -> Options {
+    Options {
+        max_tokens: arguments.tokens,
+        time: arguments.max_ms.map(Duration::from_millis),
+        prompt_tokens: arguments.prompt_tokens,
+        suffix_tokens: arguments.suffix_tokens.unwrap_or(if arguments.stdio { 128 } else { 512 }),
+        sampling,
+    }
 }
 
 fn print(completions: &[Completion], as_json: bool) -> Result<()> {

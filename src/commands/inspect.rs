@@ -11,10 +11,10 @@ use anyhow::Result;
 use serde::Serialize;
 use serde_json::{Value as Json, json};
 
-use super::load::{ComputeFlags, ModelArg};
+use super::load::{self, ComputeFlags, ModelArg};
 use super::steps::StepRow;
 use super::{input, numbers, steps, trace};
-use crate::engine::{Engine, EngineConfig};
+use crate::engine::{Engine, EngineConfig, GpuOptions, Outline};
 use crate::gguf::{Gguf, Value};
 
 /// Arrays with more items than this are shortened.
@@ -30,6 +30,7 @@ Examples:
   rynd inspect model.gguf
   rynd inspect model.gguf --tensors | grep blk.0
   rynd inspect model.gguf --plan
+  rynd inspect model.gguf --plan --gpu 0 --gpu-layers 20
   rynd inspect model.gguf --json | jq .formats
   rynd inspect model.gguf --trace-step 1,2,3 -v")]
 pub struct Arguments {
@@ -53,6 +54,9 @@ pub struct Arguments {
     /// With --trace-step: print every step's error
     #[arg(short, long, requires = "trace_step")]
     verbose: bool,
+    /// With --plan: tokens of context that caches are placed and dispatches counted for
+    #[arg(short, long, value_name = "TOKENS", value_parser = load::at_least_one())]
+    ctx: Option<usize>,
     #[command(flatten)]
     compute: ComputeFlags,
 }
@@ -118,14 +122,15 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let gguf = arguments.model.open()?;
-    // The smallest engine: the plan is wanted, not its caches.
-    let config =
-        EngineConfig { threads: Some(1), context: Some(1), batch: 1, tiers: None, ..arguments.compute.config() };
-    let engine = Engine::new(gguf.clone(), &config).map_err(anyhow::Error::from);
-    if let (true, Err(_)) = (arguments.plan, &engine) {
-        return engine.map(|_| ExitCode::SUCCESS);
+    let config = arguments.compute.config();
+    // Without --plan nothing depends on where steps run, and no adapter need be asked.
+    let gpu = if arguments.plan { config.gpu.clone() } else { GpuOptions::default() };
+    let config = EngineConfig { gpu, context: arguments.ctx, tiers: None, ..config };
+    let outline = Engine::outline(&gguf, &config).map_err(anyhow::Error::from);
+    if let (true, Err(_)) = (arguments.plan, &outline) {
+        return outline.map(|_| ExitCode::SUCCESS);
     }
-    let report = report(arguments, &gguf, engine);
+    let report = report(arguments, &gguf, outline);
     if arguments.json {
         serde_json::to_writer_pretty(&mut out, &report)?;
         writeln!(out)?;
@@ -136,7 +141,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn report(arguments: &Arguments, gguf: &Gguf, engine: Result<Engine>) -> Report {
+fn report(arguments: &Arguments, gguf: &Gguf, outline: Result<Outline>) -> Report {
     let mut formats: BTreeMap<&'static str, FormatRow> = BTreeMap::new();
     for tensor in gguf.tensors() {
         let row = formats.entry(tensor.format.name()).or_default();
@@ -152,13 +157,13 @@ fn report(arguments: &Arguments, gguf: &Gguf, engine: Result<Engine>) -> Report 
         bytes: tensor.bytes as u64,
     };
     let kv = arguments.compute.kv_format();
-    let model = engine.as_ref().ok().map(|engine| {
-        let plan = engine.plan();
+    let model = outline.as_ref().ok().map(|outline| {
+        let plan = &outline.plan;
         ModelRow {
             layers: plan.layers,
             vocabulary: plan.vocab,
             context: plan.context,
-            steps: plan.steps.len(),
+            steps: plan.steps.iter().filter(|step| step.op.name() != "move").count(),
             weight_bytes_per_token: plan.bytes_per_token(),
             cache_format: format!("{kv:?}").to_lowercase(),
             cache_bytes_per_token: plan.kv_bytes_per_token(kv.bytes_per_value()),
@@ -174,10 +179,10 @@ fn report(arguments: &Arguments, gguf: &Gguf, engine: Result<Engine>) -> Report 
         parameters: formats.values().map(|row| row.parameters).sum(),
         formats,
         model,
-        not_runnable: engine.as_ref().err().map(|e| format!("{e:#}")),
+        not_runnable: outline.as_ref().err().map(|e| format!("{e:#}")),
         metadata: gguf.metadata().map(|(key, value)| (key.to_owned(), shortened(value))).collect(),
         tensors: arguments.tensors.then(|| gguf.tensors().iter().map(row).collect()),
-        plan: engine.ok().filter(|_| arguments.plan).map(|engine| steps::rows(&engine)),
+        plan: outline.ok().filter(|_| arguments.plan).map(|outline| steps::rows(&outline, arguments.ctx.unwrap_or(1))),
     }
 }
 

@@ -11,11 +11,13 @@ pub const EXIT_CODE: u8 = 130;
 
 static ASKED: AtomicBool = AtomicBool::new(false);
 static SESSION: AtomicBool = AtomicBool::new(false);
+static AT_ONCE: AtomicBool = AtomicBool::new(false);
 
 /// From now on Ctrl-C is counted instead of ending the program. Once a process.
 pub fn watch() -> Result<()> {
     ctrlc::set_handler(|| {
-        if ASKED.swap(true, Ordering::Relaxed) && !SESSION.load(Ordering::Relaxed) {
+        let first = !ASKED.swap(true, Ordering::Relaxed);
+        if (!first || AT_ONCE.load(Ordering::Relaxed)) && !SESSION.load(Ordering::Relaxed) {
             std::process::exit(i32::from(EXIT_CODE));
         }
     })
@@ -35,4 +37,12 @@ pub fn keep_session() {
 /// Forgets what was asked before.
 pub fn reset() {
     ASKED.store(false, Ordering::Relaxed);
+}
+
+/// Does what can not be asked to stop, such as waiting for a line: there the first Ctrl-C ends the program.
+pub fn at_once<T>(work: impl FnOnce() -> T) -> T {
+    AT_ONCE.store(true, Ordering::Relaxed);
+    let result = work();
+    AT_ONCE.store(false, Ordering::Relaxed);
+    result
 }

@@ -8,6 +8,7 @@ use clap::builder::RangedU64ValueParser;
 use serde_json::{Map, Value as Json};
 
 use super::budget::{self, BudgetFlags};
+use super::gpu::{self, GpuFlags};
 use super::obtain;
 use crate::backend::KvFormat;
 use crate::catalog::Catalog;
@@ -77,6 +78,7 @@ pub fn start(gguf: Gguf, config: &EngineConfig) -> Result<Engine> {
     let mut config = config.clone();
     budget::prepare(&gguf, &mut config);
     let engine = Engine::new(gguf, &config)?;
+    gpu::tell(&engine);
     let trained = engine.plan().context;
     if engine.context() > trained {
         // A lost warning is no reason to fail.
@@ -162,6 +164,8 @@ pub struct ComputeFlags {
     #[arg(long, value_name = "BASE")]
     pub rope_base: Option<f32>,
     #[command(flatten)]
+    pub gpu: GpuFlags,
+    #[command(flatten)]
     pub budget: BudgetFlags,
 }
 
@@ -175,6 +179,9 @@ impl ComputeFlags {
             rope: self.rope(),
             tiers: self.budget.tiers(),
             trace: self.trace.clone(),
+            gpu: self.gpu.options(self.exact),
+            experts: self.gpu.expert_options(),
+            notice: gpu::notice,
             ..EngineConfig::default()
         }
     }

@@ -9,6 +9,9 @@ mod budget;
 mod chat;
 mod complete;
 mod completions;
+mod counters;
+mod devices;
+mod gpu;
 mod eval;
 mod experts;
 mod imatrix;
@@ -18,6 +21,7 @@ mod interrupt;
 mod list;
 mod load;
 mod logits;
+mod lsp;
 mod man;
 mod memory;
 mod npy;
@@ -63,6 +67,7 @@ enum Command {
     List(list::Arguments),
     Rm(rm::Arguments),
     Inspect(inspect::Arguments),
+    Devices(devices::Arguments),
     Plan(plan::Arguments),
     Bench(bench::Arguments),
     Perplexity(perplexity::Arguments),
@@ -79,6 +84,7 @@ enum Command {
 /// Runs the command.
 pub fn run(cli: Cli) -> Result<ExitCode> {
     rynd_quant::Kernels::from_env()?;
+    crate::engine::quiet_drivers();
     match cli.command {
         Command::Chat(arguments) => chat::run(&arguments),
         Command::Run(arguments) => run::run(&arguments),
@@ -87,6 +93,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::List(arguments) => list::run(&arguments),
         Command::Rm(arguments) => rm::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Devices(arguments) => devices::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Perplexity(arguments) => perplexity::run(&arguments),

@@ -49,7 +49,7 @@ fn agrees(model: &Model, missing: &Error) -> Result<bool> {
     write!(stderr.lock(), "The model '{}' is not on this machine. Fetch it now{notes}? [Y/n] ", model.name())?;
     stderr.lock().flush()?;
     let mut answer = String::new();
-    let read = std::io::stdin().lock().read_line(&mut answer)?;
+    let read = interrupt::at_once(|| std::io::stdin().lock().read_line(&mut answer))?;
     Ok(read > 0 && matches!(answer.trim().to_ascii_lowercase().as_str(), "" | "y" | "yes"))
 }
 

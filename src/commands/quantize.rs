@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -21,17 +21,12 @@ use crate::quantize::{self, FileType, Imatrix, Job, Options, QuantizeError, Reci
 /// tokenizer's files), which is converted on the way. The recipes are those of llama.cpp's llama-quantize. Memory does
 /// not grow with the model, and OUT gets its name when it is complete.
 #[derive(Debug, clap::Args)]
-#[command(allow_missing_positional = true, after_help = after_help())]
+#[command(override_usage = "rynd quantize [OPTIONS] <IN> [OUT] <TYPE>", after_help = after_help())]
 pub struct Arguments {
-    /// The model: a GGUF file or a checkpoint folder
-    #[arg(value_name = "IN")]
-    input: PathBuf,
-    /// The file to write; may be left out with --dry-run
-    #[arg(value_name = "OUT")]
-    output: Option<PathBuf>,
-    /// The file type, such as Q4_K_M
-    #[arg(value_name = "TYPE", value_parser = file_type)]
-    file_type: &'static FileType,
+    /// IN, a GGUF file or a checkpoint folder; OUT, the file to write, which --dry-run can do without; and TYPE, such as
+    /// Q4_K_M
+    #[arg(value_name = "IN OUT TYPE", required = true)]
+    names: Vec<PathBuf>,
     /// The importance matrix, of rynd imatrix or llama-imatrix
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
@@ -77,14 +72,20 @@ Examples:
 
 /// Runs the command.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let options = options(arguments)?;
-    let job = Job::new(Source::open(&arguments.input)?, &options)?;
-    check_named(arguments, &job)?;
+    let (input, output, name) = match &arguments.names[..] {
+        [input, name] => (input, None, name),
+        [input, output, name] => (input, Some(output), name),
+        names => bail!("{} names were given, and IN, OUT and TYPE are wanted; see 'rynd quantize --help'", names.len()),
+    };
+    let file_type = file_type(&name.to_string_lossy())?;
+    let options = options(arguments, file_type)?;
+    let job = Job::new(Source::open(input)?, &options)?;
+    check_named(arguments, input, &job)?;
     if arguments.dry_run {
         print_plan(&job)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let Some(output) = &arguments.output else { bail!("there is no name for the output; give it between IN and TYPE") };
+    let Some(output) = output else { bail!("there is no name for the output; give it between IN and TYPE") };
     report_importance(&options, &job)?;
     interrupt::watch()?;
     let bar = ProgressBar::new(job.source.bytes()).with_style(style());
@@ -115,14 +116,14 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn options(arguments: &Arguments) -> Result<Options> {
+fn options(arguments: &Arguments, file_type: &'static FileType) -> Result<Options> {
     let imatrix = match &arguments.imatrix {
         Some(path) => Some((Imatrix::read(path)?, path.clone())),
         None => None,
     };
     Ok(Options {
         recipe: Recipe {
-            file_type: arguments.file_type,
+            file_type,
             pure: arguments.pure,
             output: arguments.output_tensor_type,
             embedding: arguments.token_embedding_type,
@@ -136,11 +137,11 @@ fn options(arguments: &Arguments) -> Result<Options> {
 }
 
 /// An order that nothing follows is a slip of the pen.
-fn check_named(arguments: &Arguments, job: &Job) -> Result<()> {
+fn check_named(arguments: &Arguments, input: &Path, job: &Job) -> Result<()> {
     let matrices = || job.source.tensors.iter().filter(|tensor| is_quantizable(&tensor.name, &tensor.shape));
     for named in &arguments.tensor_type {
         if !matrices().any(|tensor| named.pattern.is_match(&tensor.name)) {
-            let (argument, input) = (&named.argument, arguments.input.display());
+            let (argument, input) = (&named.argument, input.display());
             bail!("--tensor-type {argument} matches no weight matrix of {input}; --dry-run without it lists them");
         }
     }

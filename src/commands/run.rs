@@ -231,6 +231,9 @@ fn print_stats(engine: &Engine, summary: &Summary) -> io::Result<()> {
             numbers::bytes(memory.anonymous_bytes)
         )?;
     }
+    if let Some(report) = engine.expert_report() {
+        writeln!(err, "experts   {report}")?;
+    }
     if let Some(tier) = engine.tier_counters() {
         writeln!(
             err,

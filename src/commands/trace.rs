@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use anyhow::Result;
 
 use super::load::{ComputeFlags, ModelArg};
-use crate::engine::{Engine, EngineConfig};
+use crate::engine::{Engine, EngineConfig, GpuOptions};
 
 /// Compares the two ways and prints the first step whose normalised error is above `threshold`; with `verbose`, all.
 pub fn compare(
@@ -20,14 +20,15 @@ pub fn compare(
     verbose: bool,
     out: &mut impl Write,
 ) -> Result<()> {
-    let config =
-        |exact| EngineConfig { context: Some(ids.len().max(1)), batch: ids.len().max(1), exact, ..compute.config() };
+    let n = ids.len().max(1);
+    let usual_config = EngineConfig { context: Some(n), batch: n, exact: false, ..compute.config() };
+    let exact_config = EngineConfig { exact: true, gpu: GpuOptions::default(), ..usual_config.clone() };
     let mut usual = vec![]; // one entry a written slot: its values (t, width)
-    model.load(&config(false))?.trace(ids, |_, _, values| {
+    model.load(&usual_config)?.trace(ids, |_, _, values| {
         usual.push(values.to_vec());
         ControlFlow::Continue(())
     })?;
-    let mut exact = model.load(&config(true))?;
+    let mut exact = model.load(&exact_config)?;
     let names: Vec<String> = (0..exact.plan().steps.len()).map(|at| step_name(&exact, at)).collect();
     let picks: Vec<bool> = exact.plan().steps.iter().map(|step| step.op.name() == "router").collect();
     let mut at = 0;

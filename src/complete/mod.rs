@@ -5,13 +5,15 @@
 
 mod ends;
 mod prompt;
+mod recent;
 mod repository;
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 pub use ends::Ends;
-pub use repository::{ContextFile, relevant};
+pub use recent::Recent;
+pub use repository::{ContextFile, Neighbours, relevant};
 
 use crate::engine::{Engine, Session};
 use crate::generate::{Event, Finish, GenerateError, Limits, generate};
@@ -52,6 +54,9 @@ pub struct Options {
     pub time: Option<Duration>,
     /// Prompt tokens, at most.
     pub prompt_tokens: usize,
+    /// Tokens of them behind the cursor, at most. They stand behind the prefix in the prompt, so a keystroke computes
+    /// all of them again.
+    pub suffix_tokens: usize,
     pub sampling: SamplerConfig,
 }
 
@@ -64,6 +69,11 @@ pub struct Completion {
     pub cached_tokens: usize,
     pub generated_tokens: usize,
     pub elapsed: Duration,
+}
+
+/// Whether a model can complete at all.
+pub fn check_fim(tokenizer: &Tokenizer) -> Result<(), CompleteError> {
+    prompt::build(tokenizer, &Request::default(), 0, 0).map(|_| ())
 }
 
 /// Completes in one model, keeping what is computed for the next request.
@@ -84,19 +94,26 @@ impl Completer {
     ) -> Result<Completion, CompleteError> {
         let start = Instant::now();
         let room = engine.context().saturating_sub(options.max_tokens + 1);
-        let ids = prompt::build(tokenizer, request, options.prompt_tokens.min(room))?;
+        let ids = prompt::build(tokenizer, request, options.prompt_tokens.min(room), options.suffix_tokens)?;
         let ends = Ends::new(&request.prefix, &request.suffix);
         let mut sampler = Sampler::new(options.sampling.clone())?;
         let limits = Limits { tokens: Some(options.max_tokens), ..Limits::default() };
         let mut text = String::new();
         let mut ended = false;
+        let late = || options.time.is_some_and(|time| start.elapsed() > time);
         let summary = generate(engine, &mut self.session, tokenizer, &mut sampler, &ids, &limits, |event| {
-            if let Event::Text(new) = event {
-                text.push_str(new);
-                ended = ends.find(&text).is_some();
+            let mut over = cancelled();
+            match event {
+                // Its text is still to come.
+                Event::Token(_) => {}
+                Event::Prefill { .. } => over |= late(),
+                Event::Text(new) => {
+                    text.push_str(new);
+                    ended = ends.find(&text).is_some();
+                    over |= ended || late();
+                }
             }
-            let late = options.time.is_some_and(|time| start.elapsed() > time);
-            if ended || late || cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if over { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
         Ok(Completion {
             text: ends.finish(&text),

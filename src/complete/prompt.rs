@@ -8,13 +8,18 @@
 use super::{CompleteError, Request};
 use crate::tokenizer::{Encode, Tokenizer};
 
-/// Share of the budget that the suffix may take.
-const SUFFIX_SHARE: usize = 4;
+/// What is left for other files shrinks in steps of so many tokens: a file that no longer fits moves all that follows.
+const STEP_TOKENS: usize = 256;
 /// Lines that the prefix's start moves by when it must be cut.
 const STEP_LINES: usize = 32;
 
-/// Ids of a whole prompt of at most `budget` tokens.
-pub fn build(tokenizer: &Tokenizer, request: &Request, budget: usize) -> Result<Vec<u32>, CompleteError> {
+/// Ids of a whole prompt of at most `budget` tokens, `suffix_tokens` of them behind the cursor.
+pub fn build(
+    tokenizer: &Tokenizer,
+    request: &Request,
+    budget: usize,
+    suffix_tokens: usize,
+) -> Result<Vec<u32>, CompleteError> {
     let fim = tokenizer.fim();
     let (Some(prefix), Some(suffix), Some(middle)) = (fim.prefix, fim.suffix, fim.middle) else {
         return Err(CompleteError::NoFim);
@@ -22,8 +27,9 @@ pub fn build(tokenizer: &Tokenizer, request: &Request, budget: usize) -> Result<
     let encode = |text: &str| tokenizer.encode(text, Encode::default());
 
     let budget = budget.saturating_sub(8);
-    let mut behind = encode(head(&request.suffix, budget * 16));
-    behind.truncate(budget / SUFFIX_SHARE);
+    let most_behind = suffix_tokens.min(budget / 2);
+    let mut behind = encode(head(&request.suffix, most_behind * 16));
+    behind.truncate(most_behind);
     let mut before = encode(tail(&request.prefix, budget * 16));
     let room = budget - behind.len();
     if before.len() > room {
@@ -36,7 +42,7 @@ pub fn build(tokenizer: &Tokenizer, request: &Request, budget: usize) -> Result<
     if let (Some(repository), Some(separator)) = (fim.repo, fim.file_sep)
         && (!request.files.is_empty() || request.path.is_some())
     {
-        let mut left = room - before.len();
+        let left = room - before.len().next_multiple_of(STEP_TOKENS).min(room);
         let mut context = vec![repository];
         context.extend(encode(&format!("{}\n", request.repository)));
         for file in &request.files {
@@ -52,10 +58,8 @@ pub fn build(tokenizer: &Tokenizer, request: &Request, budget: usize) -> Result<
             context.extend(encode(&format!("{path}\n")));
         }
         if context.len() <= left {
-            left -= context.len();
             ids = context;
         }
-        debug_assert!(ids.len() + before.len() + left <= budget);
     }
     ids.push(prefix);
     ids.extend(before);

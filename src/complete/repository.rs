@@ -19,22 +19,25 @@ pub struct ContextFile {
 const MAX_BYTES: u64 = 64 << 10;
 /// Files looked at; a repository beyond that is cut off in path order.
 const MAX_FILES: usize = 2_000;
+/// Entries walked over to find them.
+const MAX_ENTRIES: usize = 50_000;
 /// Bytes around the cursor whose identifiers count.
 const NEAR: usize = 4 << 10;
 
 /// The most relevant files for a cursor in `open` (relative to `root`), most relevant last: closest to the prefix.
 /// `bytes` bounds their total size.
 pub fn relevant(root: &Path, open: &Path, prefix: &str, suffix: &str, bytes: usize) -> Vec<ContextFile> {
-    let extension = open.extension().map(|e| e.to_ascii_lowercase());
+    let family = family(open);
     let mut files: Vec<(PathBuf, String)> = vec![];
     let mut walk: Vec<PathBuf> = ignore::WalkBuilder::new(root)
         .sort_by_file_path(|a, b| a.cmp(b))
         .build()
+        .take(MAX_ENTRIES)
         .filter_map(Result::ok)
         .filter(|entry| entry.file_type().is_some_and(|kind| kind.is_file()))
         .filter(|entry| entry.metadata().is_ok_and(|meta| meta.len() <= MAX_BYTES))
         .map(ignore::DirEntry::into_path)
-        .filter(|path| path.extension().map(|e| e.to_ascii_lowercase()) == extension)
+        .filter(|path| self::family(path) == family)
         .take(MAX_FILES)
         .collect();
     walk.sort();
@@ -86,6 +89,65 @@ pub fn relevant(root: &Path, open: &Path, prefix: &str, suffix: &str, bytes: usi
     }
     chosen.reverse();
     chosen
+}
+
+/// The language of a file, as far as its extension tells: headers go with sources, types with scripts.
+fn family(path: &Path) -> String {
+    const FAMILIES: [&[&str]; 3] = [
+        &["c", "h", "cc", "cpp", "cxx", "c++", "hh", "hpp", "hxx", "cu", "cuh"],
+        &["ts", "tsx", "js", "jsx", "mjs", "cjs", "mts", "cts", "vue", "svelte"],
+        &["py", "pyi", "pyx"],
+    ];
+    let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
+    FAMILIES.iter().find(|family| family.contains(&extension.as_str())).map_or(extension, |family| family[0].to_owned())
+}
+
+/// Lines that a cursor may move until the files around it are ranked again.
+const NEAR_LINES: usize = 40;
+
+/// The relevant files of a document under work, ranked anew only when that may matter: most of a prompt stands behind
+/// them, so a new order costs all of it.
+#[derive(Debug, Default)]
+pub struct Neighbours {
+    known: Option<(Place, Vec<ContextFile>)>,
+}
+
+/// What a ranking was made for.
+#[derive(Debug)]
+struct Place {
+    root: PathBuf,
+    open: PathBuf,
+    line: usize,
+    imports: HashSet<String>,
+}
+
+impl Neighbours {
+    /// As `relevant`, from memory while the cursor stays near and the imports stay the same.
+    pub fn relevant(
+        &mut self,
+        root: &Path,
+        open: &Path,
+        prefix: &str,
+        suffix: &str,
+        bytes: usize,
+    ) -> &mut Vec<ContextFile> {
+        let line = prefix.matches('\n').count();
+        let imports = import_words(prefix);
+        let near = |place: &Place| {
+            place.root == root
+                && place.open == open
+                && place.line.abs_diff(line) <= NEAR_LINES
+                && place.imports == imports
+        };
+        if !self.known.as_ref().is_some_and(|(place, _)| near(place)) {
+            self.known = None;
+        }
+        let (_, files) = self.known.get_or_insert_with(|| {
+            let place = Place { root: root.to_owned(), open: open.to_owned(), line, imports };
+            (place, relevant(root, open, prefix, suffix, bytes))
+        });
+        files
+    }
 }
 
 /// Identifiers of three characters or more.

@@ -16,7 +16,7 @@ use rynd_quant::{ActKind, Tokens};
 use super::dense::{ActSet, Matrix, activate};
 use super::threads::{Shared, Worker};
 use super::{Cpu, Run, WorkerState};
-use crate::backend::BackendError;
+use crate::backend::{BackendError, ELSEWHERE};
 use crate::experts::store::SCORED_TOKENS;
 use crate::experts::tier::Tier;
 use crate::plan::{Activation, Gating, Op, Plan, Slot, WeightId};
@@ -65,6 +65,12 @@ impl Mixture {
     }
 }
 
+/// The picks of a token that are computed here: (place, expert).
+fn here(ids: &[f32]) -> impl Iterator<Item = (usize, usize)> {
+    let picks = ids.iter().map(|id| id.to_bits()).enumerate();
+    picks.filter(|(_, id)| *id != ELSEWHERE).map(|(pick, id)| (pick, id as usize))
+}
+
 /// A batch's (token, pick) pairs grouped by expert; every worker has its own copy, which costs less than sharing one.
 #[derive(Default)]
 pub(super) struct Groups {
@@ -84,7 +90,7 @@ impl Groups {
         self.ends.resize(experts + 1, 0);
         let rows = || picks.chunks_exact(2 * used);
         for row in rows() {
-            row[..used].iter().for_each(|id| self.ends[id.to_bits() as usize + 1] += 1);
+            here(&row[..used]).for_each(|(_, expert)| self.ends[expert + 1] += 1);
         }
         for e in 0..experts {
             self.ends[e + 1] += self.ends[e];
@@ -94,10 +100,10 @@ impl Groups {
         self.weights.resize(pairs, 0.0);
         // `ends[e]` starts as the first place of expert e and moves to its end.
         for (token, row) in rows().enumerate() {
-            for (id, weight) in row[..used].iter().zip(&row[used..]) {
-                let place = &mut self.ends[id.to_bits() as usize];
+            for (pick, expert) in here(&row[..used]) {
+                let place = &mut self.ends[expert];
                 self.tokens[*place] = token as u32;
-                self.weights[*place] = *weight;
+                self.weights[*place] = row[used + pick];
                 *place += 1;
             }
         }
@@ -199,7 +205,17 @@ impl Cpu {
         let t = run.rows(x);
         // SAFETY: phase contract; picks are only read in this step.
         let picks = unsafe { self.buffer(picks).get(0..t * 2 * used) };
-        if t == 1 {
+        if t == 1 && picks[..used].iter().any(|id| id.to_bits() == ELSEWHERE) {
+            let left: Vec<usize> = here(&picks[..used]).map(|(pick, _)| pick).collect();
+            let left: Vec<f32> = left
+                .iter()
+                .chain(&left.iter().map(|pick| used + pick).collect::<Vec<_>>())
+                .map(|at| picks[*at])
+                .collect();
+            if !left.is_empty() {
+                self.experts_of_one(w, x, &left, weights, act, out);
+            }
+        } else if t == 1 {
             self.experts_of_one(w, x, picks, weights, act, out);
         } else {
             self.experts_of_batch(w, x, picks, [t, used], weights, act, out);
@@ -314,9 +330,9 @@ impl Cpu {
         let k = self.width(x);
         let ff = self.plan.weight(weights.down).k;
         let n = self.width(out);
-        let pairs = t * used;
         let WorkerState { own, normed, tile, tile2, groups, .. } = self.worker(w);
         groups.fill(picks, used, self.plan.weight(weights.gate).experts);
+        let pairs = groups.tokens.len();
         let kinds = [self.linear(weights.gate).act(), self.linear(weights.up).act()];
         let (rows_f32, set) = self.inputs(w, own, normed, self.buffer(x), [t, k], None, &kinds);
         let tokens = groups.pairs().map(|(expert, pair)| (expert, groups.tokens[pair] as usize));
@@ -332,7 +348,7 @@ impl Cpu {
         let wave = tier.map_or(total, |(tier, layer)| (tier.store.room(layer) / 2).clamp(1, WAVE));
         if let (Some((tier, layer)), 0) = (tier, w.index) {
             let scored = picks.chunks_exact(2 * used).rev().take(SCORED_TOKENS);
-            tier.store.picked(layer, scored.flat_map(|row| row[..used].iter().map(|id| id.to_bits() as usize)));
+            tier.store.picked(layer, scored.flat_map(|row| here(&row[..used]).map(|(_, expert)| expert)));
         }
         let experts_of = |wave: Range<usize>| groups.experts[wave].iter().map(|(expert, _)| *expert);
         let mut start = 0;

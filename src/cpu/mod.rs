@@ -327,7 +327,9 @@ impl Backend for Cpu {
             }
         });
         if let Some(tier) = &self.tier {
-            tier.store.end_run(env.tokens.len())?;
+            // A single step of a token that others compute too is no token more.
+            let whole = steps.len() > 1;
+            tier.store.end_run(if whole { env.tokens.len() } else { 0 })?;
         }
         Ok(())
     }

@@ -4,25 +4,36 @@
 //! what differs from what a session already holds is computed: `Session::sync` keeps the longest common prefix, so
 //! edits, regenerations and the turns of a chat cost their new tokens only.
 
+mod gpus;
+mod hybrid;
 mod record;
 mod session;
+mod split;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use record::{expert_header, router_key};
+pub use gpus::{GpuChoice, GpuOptions, GpuShare, Outline};
+pub use hybrid::{ExpertChoice, ExpertOptions, ExpertReport, Probe, SlotPlan};
+pub use record::{expert_header, header_of, router_key};
 pub use session::{Session, Span, Wanted, advance};
+pub use split::Split;
 
+use self::gpus::Sizes;
+use self::hybrid::{Hybrid, page_experts};
 use self::record::Recorder;
 use crate::backend::{Backend, BackendError, Env, KvFormat, PickLog, Token};
 use crate::cpu::{Cpu, CpuConfig, InputSums};
 use crate::experts::rates;
-use crate::experts::store::Counters;
+use crate::experts::store::Counters as TierCounters;
 use crate::experts::tier::{Tier, TierError, Tiers};
 use crate::gguf::{Gguf, GgufError};
+use crate::gpu::GpuError;
+pub use crate::gpu::{AdapterReport, Counters, Devices, Gpu, Handicap, Listing, Times, quiet_drivers};
 use crate::models::{self, RopeOverride};
-use crate::plan::{PAGE_TOKENS, Plan, PlanError, Slot};
+pub use crate::plan::Side;
+use crate::plan::{Op, PAGE_TOKENS, Plan, PlanError, Slot};
 use crate::weights::Weights;
 
 /// Why a model can not be loaded or run.
@@ -34,6 +45,15 @@ pub enum EngineError {
     Plan(#[from] PlanError),
     #[error(transparent)]
     Backend(#[from] BackendError),
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+    #[error(
+        "{wanted} layers were to go to GPUs, the head counted as one, but their memory ({budget} bytes in all) has room \
+         for {fits}; lower --gpu-layers, -c or -b, raise --gpu-memory, or use --cpu-experts or --gpu off"
+    )]
+    LayersDoNotFit { wanted: usize, fits: usize, budget: u64 },
+    #[error("an importance matrix is collected on the CPU; use --gpu off")]
+    ObservedOnGpu,
     #[error(transparent)]
     Tier(#[from] TierError),
     #[error("the prompt is empty; give at least one token")]
@@ -48,8 +68,20 @@ pub enum EngineError {
     Trace { path: PathBuf, cause: std::io::Error },
     #[error("{file}: the model has no experts, so there is nothing to trace; leave --trace out")]
     NothingToTrace { file: PathBuf },
+    #[error("{file}: {cause}; leave --experts-profile out, or give a profile of this model")]
+    Profile { file: PathBuf, cause: String },
     #[error("interrupted")]
     Interrupted,
+}
+
+impl EngineError {
+    /// Whether the CPU could do what failed.
+    fn is_of_gpu(&self) -> bool {
+        matches!(
+            self,
+            EngineError::Gpu(_) | EngineError::LayersDoNotFit { .. } | EngineError::Backend(BackendError::Lost(_))
+        )
+    }
 }
 
 /// How to load a model.
@@ -73,6 +105,28 @@ pub struct EngineConfig {
     pub tiers: Option<Tiers>,
     /// Write what the routers pick to this file.
     pub trace: Option<PathBuf>,
+    pub gpu: GpuOptions,
+    pub experts: ExpertOptions,
+    /// Hears when the model moves to the CPU because a GPU could not be used.
+    pub notice: fn(&str),
+}
+
+impl EngineConfig {
+    fn threads(&self) -> usize {
+        self.threads.unwrap_or_else(num_cpus::get_physical).max(1)
+    }
+
+    /// Says why no GPU is used; that there is none is news only to who asked.
+    fn tell_of_cpu(&self, e: &EngineError) {
+        if self.gpu.asked || !matches!(e, EngineError::Gpu(GpuError::NoAdapter { .. })) {
+            (self.notice)(&format!("running on the CPU: {e}"));
+        }
+    }
+
+    /// Tokens of context for this plan.
+    fn context(&self, plan: &Plan) -> usize {
+        self.context.unwrap_or(plan.context.min(DEFAULT_CONTEXT)).max(1)
+    }
 }
 
 /// Context when neither the user nor a smaller model says otherwise.
@@ -89,22 +143,36 @@ impl Default for EngineConfig {
             rope: RopeOverride::default(),
             sessions: 1,
             observe_inputs: false,
+            gpu: GpuOptions::default(),
+            experts: ExpertOptions::default(),
+            notice: |_| {},
             tiers: None,
             trace: None,
         }
     }
 }
 
+/// What the CPU executor tells on the side.
+struct Observers {
+    input_sums: Option<Arc<InputSums>>,
+    picks: Option<Arc<PickLog>>,
+    tier: Option<Arc<Tier>>,
+}
+
 /// A loaded model.
 pub struct Engine {
     gguf: Gguf,
     plan: Arc<Plan>,
-    backend: Box<dyn Backend>,
+    backend: Split,
     free_pages: Vec<u32>,
     context: usize,
     batch: usize,
     threads: usize,
     logits: Vec<f32>, // (r, vocab) of the last run
+    best: Option<u32>,
+    config: EngineConfig,
+    /// Rises when executors were replaced and what they cached is gone.
+    epoch: u32,
     input_sums: Option<Arc<InputSums>>,
     tier: Option<Arc<Tier>>,
     recorder: Option<Recorder>,
@@ -118,14 +186,72 @@ impl Engine {
 
     /// Prepares to run the model in an open file.
     pub fn new(gguf: Gguf, config: &EngineConfig) -> Result<Engine, EngineError> {
-        let plan = Arc::new(models::plan(&gguf, &config.rope)?);
-        let context = config.context.unwrap_or(plan.context.min(DEFAULT_CONTEXT)).max(1);
-        let threads = config.threads.unwrap_or_else(num_cpus::get_physical).max(1);
-        let batch = config.batch.clamp(1, context);
-        let pages = context.div_ceil(PAGE_TOKENS) * config.sessions.max(1);
+        if config.observe_inputs && matches!(config.gpu.choice, GpuChoice::These(_)) {
+            return Err(EngineError::ObservedOnGpu);
+        }
+        let plan = models::plan(&gguf, &config.rope)?;
+        let (plan, backend, Observers { input_sums, picks, tier }) =
+            match Engine::backend(&gguf, Outline::new(&plan, config), config) {
+                Ok(made) => made,
+                Err(e) if config.gpu.choice == GpuChoice::Auto && e.is_of_gpu() => {
+                    config.tell_of_cpu(&e);
+                    Engine::backend(&gguf, Ok(Outline::cpu(plan)), config)?
+                }
+                Err(e) => return Err(e),
+            };
+        let context = config.context(&plan);
+        let Sizes { batch, pages, .. } = Sizes::new(&plan, config);
+        let recorder = match (&config.trace, picks) {
+            (Some(path), Some(log)) => Some(Recorder::create(path, &gguf, &plan, log)?),
+            _ => None,
+        };
+        Ok(Engine {
+            gguf,
+            plan,
+            backend,
+            free_pages: (0..pages as u32).rev().collect(),
+            context,
+            batch,
+            threads: config.threads(),
+            logits: vec![],
+            best: None,
+            config: config.clone(),
+            epoch: 0,
+            input_sums,
+            tier,
+            recorder,
+        })
+    }
+
+    /// The placement that `new` would choose, from the header alone.
+    pub fn outline(gguf: &Gguf, config: &EngineConfig) -> Result<Outline, EngineError> {
+        let plan = models::plan(gguf, &config.rope)?;
+        match Outline::new(&plan, config) {
+            Err(e) if config.gpu.choice == GpuChoice::Auto && e.is_of_gpu() => {
+                config.tell_of_cpu(&e);
+                Ok(Outline::cpu(plan))
+            }
+            outline => outline,
+        }
+    }
+
+    /// The executors of an outline.
+    fn backend(
+        gguf: &Gguf,
+        outline: Result<Outline, EngineError>,
+        config: &EngineConfig,
+    ) -> Result<(Arc<Plan>, Split, Observers), EngineError> {
+        let outline = outline?;
+        let plan = Arc::clone(&outline.plan);
+        let Sizes { batch, pages, kv } = Sizes::new(&plan, config);
         let weights = Weights::new(gguf.clone(), Arc::clone(&plan));
-        let mut cpu =
-            Cpu::new(weights.clone(), &CpuConfig { threads, batch, pages, kv: config.kv, exact: config.exact })?;
+        let mut gpus = outline.open(&weights, config)?;
+        let hybrid = match &outline.slots {
+            Some(slots) => Some(page_experts(gguf, slots, &weights, &mut gpus, config)?),
+            None => None,
+        };
+        let cpu_config = CpuConfig { threads: config.threads(), batch, pages, kv, exact: config.exact };
+        let mut cpu = Cpu::new(weights.clone(), &cpu_config)?;
         let tier = match &config.tiers {
             // Vocabulary and the like come after this and are small.
             Some(tiers) => Tier::open(&weights, tiers, cpu.buffer_bytes() + rates::own_bytes())?.map(Arc::new),
@@ -138,31 +264,63 @@ impl Engine {
         if let Some(sums) = &input_sums {
             cpu.observe(Arc::clone(sums));
         }
-        let recorder = match &config.trace {
-            Some(path) => {
-                let log = Arc::new(PickLog::new(&plan));
-                cpu.log_picks(Arc::clone(&log));
-                Some(Recorder::create(path, &gguf, &plan, log)?)
-            }
-            None => None,
-        };
-        Ok(Engine {
-            gguf,
-            plan,
-            backend: Box::new(cpu),
-            free_pages: (0..pages as u32).rev().collect(),
-            context,
-            batch,
-            threads,
-            logits: vec![],
-            input_sums,
-            tier,
-            recorder,
-        })
+        let mut split = Split::new(Arc::clone(&plan), cpu, gpus);
+        if let Some(hybrid) = hybrid {
+            split.page_experts(hybrid);
+        }
+        let picks = config.trace.as_ref().map(|_| Arc::new(PickLog::new(&plan)));
+        if let Some(log) = &picks {
+            split.log_picks(Arc::clone(log));
+        }
+        Ok((plan, split, Observers { input_sums, picks, tier }))
+    }
+
+    /// The GPUs that are in use.
+    pub fn gpus(&self) -> &[Gpu] {
+        self.backend.gpus()
+    }
+
+    /// What each GPU holds.
+    pub fn gpu_shares(&self) -> Vec<GpuShare> {
+        let gpus = (0..).zip(self.gpus());
+        gpus.map(|(side, gpu)| GpuShare::new(&self.plan, Side::Gpu(side), gpu, self.config.gpu.memory)).collect()
+    }
+
+    /// Goes on without GPUs after one was lost, where they were nobody's explicit choice; else returns the error.
+    fn leave_gpus(&mut self, e: EngineError) -> Result<(), EngineError> {
+        let lost = matches!(e, EngineError::Backend(BackendError::Lost(_)));
+        if !lost || self.config.gpu.choice != GpuChoice::Auto || self.gpus().is_empty() {
+            return Err(e);
+        }
+        (self.config.notice)(&format!("going on with the CPU: {e}"));
+        let outline = Outline::cpu(models::plan(&self.gguf, &self.config.rope)?);
+        let (plan, backend, Observers { input_sums, picks, tier }) =
+            Engine::backend(&self.gguf, Ok(outline), &self.config)?;
+        (self.plan, self.backend, self.input_sums, self.tier) = (plan, backend, input_sums, tier);
+        if let (Some(recorder), Some(picks)) = (&mut self.recorder, picks) {
+            recorder.follow(picks);
+        }
+        self.epoch += 1;
+        Ok(())
+    }
+
+    /// What the cache of experts did so far; `None` when experts do not move.
+    pub fn expert_report(&self) -> Option<ExpertReport> {
+        self.backend.hybrid().map(Hybrid::report)
+    }
+
+    /// Times every kernel from now on, or no longer; false where a GPU has no timestamps.
+    pub fn time_kernels(&mut self, on: bool) -> bool {
+        self.backend.gpus_mut().iter_mut().all(|gpu| gpu.time_kernels(on))
+    }
+
+    /// Starts counting anew on all GPUs.
+    pub fn reset_counters(&mut self) {
+        self.backend.gpus_mut().iter_mut().for_each(Gpu::reset_counters);
     }
 
     /// What the RAM tier did so far; `None` when all weights are computed from the mapping.
-    pub fn tier_counters(&self) -> Option<Counters> {
+    pub fn tier_counters(&self) -> Option<TierCounters> {
         self.tier.as_ref().map(|tier| tier.store.counters())
     }
 
@@ -196,17 +354,50 @@ impl Engine {
         self.threads
     }
 
-    /// Runs the whole plan for these tokens; returns the logits of `env.rows`: (r, vocab).
-    fn forward(&mut self, env: &Env) -> Result<&[f32], EngineError> {
+    /// Runs the whole plan for these tokens and keeps the logits of `env.rows`: (r, vocab).
+    fn forward(&mut self, env: &Env) -> Result<(), EngineError> {
+        self.compute(env)?;
+        self.record(env)
+    }
+
+    /// Appends the run to the trace, if there is one.
+    fn record(&mut self, env: &Env) -> Result<(), EngineError> {
+        self.recorder.as_mut().map_or(Ok(()), |recorder| recorder.run(env))
+    }
+
+    /// As `forward`, without a word in the trace.
+    fn compute(&mut self, env: &Env) -> Result<(), EngineError> {
         self.backend.run(0..self.plan.steps.len(), env)?;
-        if let Some(recorder) = &mut self.recorder {
-            recorder.run(env.tokens)?;
-        }
         self.logits.resize(env.rows.len() * self.plan.vocab, 0.0);
         if !env.rows.is_empty() {
             self.backend.read(self.plan.logits, &mut self.logits)?;
         }
-        Ok(&self.logits)
+        Ok(())
+    }
+
+    /// Runs the whole plan for these tokens and keeps the id of the last row's largest logit.
+    fn forward_best(&mut self, env: &Env) -> Result<(), EngineError> {
+        let mut best = vec![None; env.rows.len()];
+        self.backend.run_best(0..self.plan.steps.len(), env, (self.plan.logits, self.plan.vocab), &mut best)?;
+        self.logits.clear();
+        self.best = best.last().copied().flatten();
+        self.record(env)
+    }
+
+    /// The id of the largest logit of the last token that was run with `Wanted::Best`, the lowest of equals; `None` when
+    /// a logit was not finite.
+    pub fn best(&self) -> Option<u32> {
+        self.best
+    }
+
+    /// The logits of the last token that was run, also when only the largest was wanted: (vocab).
+    pub fn last_logits(&mut self) -> Result<&mut [f32], EngineError> {
+        if self.logits.is_empty() {
+            self.logits.resize(self.plan.vocab, 0.0);
+            self.backend.read(self.plan.logits, &mut self.logits)?;
+        }
+        let first = self.logits.len() - self.plan.vocab;
+        Ok(&mut self.logits[first..])
     }
 
     /// Runs one batch step by step on a fresh timeline; `see` gets each step's index and the rows of every slot that it
@@ -235,7 +426,9 @@ impl Engine {
                 result = Err(e.into());
                 break;
             }
-            for slot in self.plan.steps[at].op.writes() {
+            // A value on its way is the same on both sides.
+            let moved = matches!(self.plan.steps[at].op, Op::Move { .. });
+            for slot in self.plan.steps[at].op.writes().into_iter().filter(|_| !moved) {
                 values.resize(ids.len() * self.plan.slot(slot).width, 0.0);
                 if let Err(e) = self.backend.read(slot, &mut values) {
                     result = Err(e.into());

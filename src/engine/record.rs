@@ -1,7 +1,7 @@
 //! Writes what the routers pick to a trace file, run by run.
 //!
-//! The file grows under a name of its own (`.part`) and gets the final one when recording ends. A run of several tokens is
-//! taken for prompt, a run of one for a generated token; a prompt after generated tokens begins a turn.
+//! The file grows under a name of its own (`.part`) and gets the final one when recording ends. A run with
+//! several tokens of a timeline is taken for prompt, others for generated tokens; a prompt after those begins a turn.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -14,9 +14,10 @@ use half::f16;
 use sha2::{Digest, Sha256};
 
 use super::EngineError;
-use crate::backend::{PickLog, Token};
+use crate::backend::{Env, PickLog};
 use crate::experts::{Header, LayerInfo, Phase, TokenInfo, write_token};
 use crate::gguf::Gguf;
+use crate::models::{self, RopeOverride};
 use crate::plan::{Op, Plan};
 
 /// Bytes of each router that go into the model's key.
@@ -36,7 +37,7 @@ pub(super) struct Recorder {
 
 enum Output {
     Plain(BufWriter<File>),
-    Gzip(GzEncoder<BufWriter<File>>),
+    Gzip(Box<GzEncoder<BufWriter<File>>>),
 }
 
 impl Write for Output {
@@ -67,7 +68,7 @@ impl Recorder {
         let failed = |cause| EngineError::Trace { path: path.to_owned(), cause };
         let file = BufWriter::new(File::create(&part).map_err(failed)?);
         let mut out = match path.extension().is_some_and(|e| e == "gz") {
-            true => Output::Gzip(GzEncoder::new(file, Compression::default())),
+            true => Output::Gzip(Box::new(GzEncoder::new(file, Compression::default()))),
             false => Output::Plain(file),
         };
         out.write_all(&header.encode()).map_err(failed)?;
@@ -75,11 +76,17 @@ impl Recorder {
         Ok(Recorder { path, part, out: Some(out), log, turn: 0, generated: false, ids: vec![], weights: vec![] })
     }
 
+    /// Reads another log from now on.
+    pub(super) fn follow(&mut self, log: Arc<PickLog>) {
+        self.log = log;
+    }
+
     /// Appends the run that has just ended.
-    pub(super) fn run(&mut self, tokens: &[Token]) -> Result<(), EngineError> {
+    pub(super) fn run(&mut self, env: &Env) -> Result<(), EngineError> {
+        let tokens = env.tokens;
         let Recorder { path, out, log, ids, weights, turn, generated, .. } = self;
         let Some(out) = out else { return Ok(()) };
-        let prompt = tokens.len() > 1;
+        let prompt = env.is_prompt();
         *turn += u32::from(prompt && *generated);
         *generated = !prompt;
         let phase = if prompt { Phase::Prefill } else { Phase::Decode };
@@ -121,6 +128,11 @@ impl Drop for Recorder {
         // Nobody is left to tell; the file then keeps its '.part' name.
         let _ = self.close();
     }
+}
+
+/// What a trace of this file would say of it; `None` when it has no experts.
+pub fn header_of(gguf: &Gguf) -> Result<Option<Header>, EngineError> {
+    Ok(expert_header(gguf, &models::plan(gguf, &RopeOverride::default())?))
 }
 
 /// What a trace of this model says of it; `None` when it has no experts.

@@ -15,6 +15,8 @@ pub enum Wanted {
     Last,
     /// Every computed token's, batch by batch.
     All,
+    /// None: only which is the last token's largest, for `Engine::best`.
+    Best,
 }
 
 /// New tokens of one timeline in a run.
@@ -29,6 +31,8 @@ pub struct Span<'a> {
 pub struct Session {
     ids: Vec<u32>,
     pages: Vec<u32>,
+    /// The engine's, when what the pages hold was computed.
+    epoch: u32,
 }
 
 impl Session {
@@ -98,8 +102,8 @@ impl Session {
         for ids in new.chunks(size) {
             let last = done + ids.len() == new.len();
             let wanted = match wanted {
-                Wanted::Last if !last => Wanted::None,
-                Wanted::None | Wanted::Last | Wanted::All => wanted,
+                Wanted::Last | Wanted::Best if !last => Wanted::None,
+                Wanted::None | Wanted::Last | Wanted::All | Wanted::Best => wanted,
             };
             let logits = advance(engine, &mut [Span { session: self, ids, wanted }])?;
             done += ids.len();
@@ -122,6 +126,21 @@ impl Session {
         // A run that failed may have left pages that hold nothing yet.
         let missing = tokens.div_ceil(PAGE_TOKENS).saturating_sub(self.pages.len());
         self.pages.extend(engine.take_pages(missing)?);
+        self.refresh(engine)
+    }
+
+    /// Computes again what an executor that is gone had cached.
+    fn refresh(&mut self, engine: &mut Engine) -> Result<(), EngineError> {
+        if self.epoch == engine.epoch {
+            return Ok(());
+        }
+        for (i, batch) in self.ids.chunks(engine.batch).enumerate() {
+            let start = i * engine.batch;
+            let run: Vec<Token> =
+                batch.iter().enumerate().map(|(i, &id)| Token { id, seq: 0, pos: (start + i) as u32 }).collect();
+            engine.compute(&Env { tokens: &run, rows: &[], pages: &[&self.pages] })?;
+        }
+        self.epoch = engine.epoch;
         Ok(())
     }
 }
@@ -148,12 +167,26 @@ pub fn advance<'e>(engine: &'e mut Engine, spans: &mut [Span]) -> Result<&'e mut
         let end = tokens.len() as u32;
         match span.wanted {
             Wanted::None => {}
-            Wanted::Last => rows.push(end - 1),
+            Wanted::Last | Wanted::Best => rows.push(end - 1),
             Wanted::All => rows.extend(first..end),
         }
     }
-    let pages: Vec<&[u32]> = spans.iter().map(|span| &span.session.pages[..]).collect();
-    engine.forward(&Env { tokens: &tokens, rows: &rows, pages: &pages })?;
+    // Whose logits one span wants are those of all.
+    let best = spans.iter().any(|span| span.wanted == Wanted::Best)
+        && spans.iter().all(|span| matches!(span.wanted, Wanted::Best | Wanted::None));
+    let run = |engine: &mut Engine, spans: &[Span]| {
+        let pages: Vec<&[u32]> = spans.iter().map(|span| &span.session.pages[..]).collect();
+        let env = Env { tokens: &tokens, rows: &rows, pages: &pages };
+        if best { engine.forward_best(&env) } else { engine.forward(&env) }
+    };
+    if let Err(e) = run(engine, spans) {
+        // A lost GPU took the caches with it: without it, all is computed anew.
+        engine.leave_gpus(e)?;
+        for span in &mut *spans {
+            span.session.refresh(engine)?;
+        }
+        run(engine, spans)?;
+    }
     spans.iter_mut().for_each(|span| span.session.ids.extend_from_slice(span.ids));
     Ok(&mut engine.logits)
 }

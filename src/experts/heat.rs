@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Grid;
 use super::score::Scores;
+use super::trace::Trace;
 
 const FORMAT: &str = "rynd-heat 1";
 /// Tokens of later runs after which a run counts half.
@@ -59,6 +60,28 @@ impl Heat {
         if !sound(heat.tokens) || heat.picks.iter().flatten().any(|&n| !sound(f64::from(n))) {
             return Err(HeatError::Damaged("a count is negative or no number".to_owned()));
         }
+        Ok(heat)
+    }
+
+    /// What a trace of this model says.
+    pub fn of_trace(trace: &Trace, model: &str, grid: &Grid) -> Result<Heat, HeatError> {
+        if trace.header.model_hash != model {
+            let found = trace.header.model_hash.clone();
+            return Err(HeatError::OtherModel { found, expected: model.to_owned() });
+        }
+        let mut heat = Heat::new(model, grid);
+        let mut counts = vec![0; grid.entries()];
+        if (trace.header.layers.len(), trace.header.experts) != (grid.layers(), grid.experts) {
+            let found = trace.header.layers.len() * trace.header.experts;
+            return Err(HeatError::OtherShape { found, expected: grid.entries() });
+        }
+        for token in 0..trace.len() {
+            for layer in 0..grid.layers() {
+                let picks = trace.picks(token, layer).iter();
+                picks.for_each(|&id| counts[grid.entry(layer, usize::from(id))] += 1);
+            }
+        }
+        heat.merge(|layer, expert| counts[grid.entry(layer, expert)], trace.len() as u64);
         Ok(heat)
     }
 

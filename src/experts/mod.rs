@@ -23,6 +23,7 @@ mod score;
 pub mod shape;
 pub mod store;
 mod summary;
+mod tally;
 pub mod tier;
 mod trace;
 

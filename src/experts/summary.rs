@@ -89,8 +89,7 @@ fn decoded(trace: &Trace) -> Vec<usize> {
 }
 
 fn layer_summary(trace: &Trace, tokens: &[usize], layer: usize) -> LayerSummary {
-    let (experts, used) = (trace.header.experts, trace.header.used);
-    let mut counts = vec![0u32; experts];
+    let mut counts = vec![0u32; trace.header.experts];
     let (mut new, mut unseen) = (0usize, 0usize);
     let half = tokens.len() / 2;
     for (i, &t) in tokens.iter().enumerate() {
@@ -101,30 +100,40 @@ fn layer_summary(trace: &Trace, tokens: &[usize], layer: usize) -> LayerSummary 
         }
         trace.picks(t, layer).iter().for_each(|&id| counts[usize::from(id)] += 1);
     }
-    let total = (tokens.len() * used).max(1) as f64;
-    let mut sorted = counts.clone();
-    sorted.sort_unstable_by(|a, b| b.cmp(a));
-    let top = |part: usize| sorted[..experts.div_ceil(part)].iter().map(|&n| f64::from(n)).sum::<f64>() / total;
-    let entropy: f64 = counts
-        .iter()
-        .filter(|&&n| n > 0)
-        .map(|&n| {
-            let p = f64::from(n) / total;
-            -p * p.log2()
-        })
-        .sum();
-    // Over rising values x_i, i from 1: G = (2 sum i x_i) / (n sum x_i) - (n + 1) / n.
-    let weighted: f64 = sorted.iter().rev().enumerate().map(|(i, &n)| (i + 1) as f64 * f64::from(n)).sum();
-    let n = experts as f64;
-    LayerSummary {
-        layer: trace.header.layers[layer].layer,
-        top_tenth: top(10),
-        top_quarter: top(4),
-        effective: entropy.exp2(),
-        gini: 2.0 * weighted / (n * total) - (n + 1.0) / n,
-        new_a_token: new as f64 / (tokens.len().saturating_sub(1)).max(1) as f64,
-        unseen_a_token: unseen as f64 / (tokens.len() - half).max(1) as f64,
-        counts,
+    let new_a_token = new as f64 / (tokens.len().saturating_sub(1)).max(1) as f64;
+    let unseen_a_token = unseen as f64 / (tokens.len() - half).max(1) as f64;
+    LayerSummary { new_a_token, unseen_a_token, ..LayerSummary::of_counts(trace.header.layers[layer].layer, counts) }
+}
+
+impl LayerSummary {
+    /// What counts alone say; nothing is known of what is new.
+    pub fn of_counts(layer: u32, counts: Vec<u32>) -> LayerSummary {
+        let experts = counts.len();
+        let total = counts.iter().map(|&n| f64::from(n)).sum::<f64>().max(1.0);
+        let mut sorted = counts.clone();
+        sorted.sort_unstable_by(|a, b| b.cmp(a));
+        let top = |part: usize| sorted[..experts.div_ceil(part)].iter().map(|&n| f64::from(n)).sum::<f64>() / total;
+        let entropy: f64 = counts
+            .iter()
+            .filter(|&&n| n > 0)
+            .map(|&n| {
+                let p = f64::from(n) / total;
+                -p * p.log2()
+            })
+            .sum();
+        // Over rising values x_i, i from 1: G = (2 sum i x_i) / (n sum x_i) - (n + 1) / n.
+        let weighted: f64 = sorted.iter().rev().enumerate().map(|(i, &n)| (i + 1) as f64 * f64::from(n)).sum();
+        let n = experts as f64;
+        LayerSummary {
+            layer,
+            top_tenth: top(10),
+            top_quarter: top(4),
+            effective: entropy.exp2(),
+            gini: 2.0 * weighted / (n * total) - (n + 1.0) / n,
+            new_a_token: 0.0,
+            unseen_a_token: 0.0,
+            counts,
+        }
     }
 }
 

@@ -115,12 +115,12 @@ pub fn generate(
         if let Some(finish) = stream.push(tokenizer, sampler, id, &mut on_event) {
             break finish;
         }
-        let mut next = vec![];
-        session.extend(engine, &[id], Wanted::Last, |_, logits| {
-            next.extend_from_slice(logits);
-            ControlFlow::Continue(())
-        })?;
-        id = sampler.sample(&mut next)?;
+        let wanted = if sampler.takes_largest() { Wanted::Best } else { Wanted::Last };
+        session.extend(engine, &[id], wanted, |_, _| ControlFlow::Continue(()))?;
+        id = match engine.best().filter(|_| wanted == Wanted::Best) {
+            Some(best) => best,
+            None => sampler.sample(engine.last_logits()?)?,
+        };
     };
     summary.generated_tokens = stream.tokens();
     summary.decode = decode_start.elapsed();

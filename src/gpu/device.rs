@@ -1,44 +1,16 @@
-//! Adapters: what there is, what rynd would use, why not the rest; and an open device with its limits and counters.
+//! An open device: its limits, its memory as rynd counts it, and the errors that its driver reports late.
 //!
-//! Only portable features are asked for (immediates; subgroups and mappable primary buffers where they exist), and the
-//! adapter's own limits are taken as they are. Memory is counted here, since no API says how much is free. Errors that
-//! the driver reports late are kept and returned by the next call instead of a panic.
+//! Only portable features are asked for (immediates; subgroups, mappable primary buffers and timestamps where they
+//! exist), and the adapter's own limits are taken as they are. Memory is counted here, since no API says how much is
+//! free. Late errors are kept and returned by the next call instead of a panic.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::adapters::AdapterReport;
+use super::error::GpuError;
 use super::kernels::Team;
 use super::pipelines::Pipelines;
-use crate::backend::BackendError;
-
-/// Why a GPU can not be used, or not any more.
-#[derive(Debug, thiserror::Error)]
-pub enum GpuError {
-    #[error("no GPU {index}; `rynd devices` lists {count} adapter(s), counted from 0")]
-    NoSuchAdapter { index: usize, count: usize },
-    #[error("no usable GPU: {why}; run with --gpu off, or see `rynd devices`")]
-    NoAdapter { why: String },
-    #[error("{adapter} can not be used: {why}; run with --gpu off or choose another with --gpu")]
-    Unusable { adapter: String, why: String },
-    #[error("{adapter} refused {bytes} bytes for {what}; lower --gpu-layers, -c or --gpu-memory")]
-    OutOfMemory { adapter: String, what: String, bytes: u64 },
-    #[error("{what} needs {bytes} bytes, but --gpu-memory leaves {left}; raise it, or lower --gpu-layers or -c")]
-    OverBudget { what: String, bytes: u64, left: u64 },
-    #[error("{what} needs {bytes} bytes in one piece, and {adapter} binds at most {limit}; {advice}")]
-    TooLarge { adapter: String, what: String, bytes: u64, limit: u64, advice: &'static str },
-    #[error("shaders/{file}:{line}: {message}; this is a fault of rynd or of the driver, please report it")]
-    Shader { file: &'static str, line: u32, message: String },
-    #[error("the GPU can not run {what}: {why}; leave it on the CPU")]
-    Unsupported { what: String, why: String },
-    #[error("{adapter} was lost or failed: {message}; restart, and if it happens again use --gpu off")]
-    Lost { adapter: String, message: String },
-}
-
-impl From<GpuError> for BackendError {
-    fn from(e: GpuError) -> BackendError {
-        BackendError::Device(e.to_string())
-    }
-}
 
 /// What is counted of one device: the evidence that a token is one submit, and reads each weight once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,35 +20,10 @@ pub struct Counters {
     pub dispatches: u64,
     pub read_backs: u64,
     pub read_back_bytes: u64,
-    /// Written for a run: tokens, page tables, rotary angles.
-    pub env_bytes: u64,
+    /// Written by the host: tokens, page tables, rotary angles, values of other sides.
+    pub written_bytes: u64,
     /// Weight bytes that the dispatches read, in GPU layout.
     pub weight_bytes: u64,
-}
-
-/// An adapter as `rynd devices` shows it.
-#[derive(Clone, Debug)]
-pub struct AdapterReport {
-    pub index: usize,
-    pub name: String,
-    /// `Vulkan`, `Metal` or `Dx12`.
-    pub api: String,
-    /// `discrete`, `integrated`, `software`, `virtual` or `other`.
-    pub kind: &'static str,
-    pub driver: String,
-    pub subgroups: Option<[u32; 2]>, // least and most lanes
-    pub unified_memory: bool,
-    pub max_binding_bytes: u64,
-    pub max_buffer_bytes: u64,
-    /// Why it can not be used at all.
-    pub refused: Option<String>,
-    /// Why `auto` leaves it alone although it could be used.
-    pub not_by_itself: Option<String>,
-}
-
-/// All adapters of the machine.
-pub struct Devices {
-    adapters: Vec<(wgpu::Adapter, AdapterReport)>,
 }
 
 /// Tests and measurements take away what an adapter has.
@@ -92,116 +39,6 @@ pub struct Handicap {
     pub bounds_checks: bool,
 }
 
-/// Bytes of one binding that every adapter we support has.
-const LEAST_BINDING_BYTES: u64 = 128 << 20;
-
-impl Devices {
-    /// Looks for adapters: Vulkan and Metal first, then those that only DirectX 12 knows.
-    pub fn list() -> Devices {
-        let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
-        descriptor.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
-        descriptor.flags = wgpu::InstanceFlags::empty();
-        let instance = wgpu::Instance::new(descriptor);
-        let mut found = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
-        found.sort_by_key(|adapter| {
-            let info = adapter.get_info();
-            (info.backend == wgpu::Backend::Dx12, rank(info.device_type))
-        });
-        let mut adapters: Vec<(wgpu::Adapter, AdapterReport)> = vec![];
-        for adapter in found {
-            let info = adapter.get_info();
-            let is_twin = |other: &wgpu::AdapterInfo| {
-                (other.vendor, other.device) == (info.vendor, info.device) && other.backend != info.backend
-            };
-            if info.vendor != 0 && adapters.iter().any(|(other, _)| is_twin(&other.get_info())) {
-                continue;
-            }
-            let report = report(adapters.len(), &adapter);
-            adapters.push((adapter, report));
-        }
-        Devices { adapters }
-    }
-
-    /// Every adapter, in the order of its index.
-    pub fn reports(&self) -> impl Iterator<Item = &AdapterReport> {
-        self.adapters.iter().map(|(_, report)| report)
-    }
-
-    /// Adapters that `auto` uses: hardware that meets the requirements.
-    pub fn automatic(&self) -> Result<Vec<usize>, GpuError> {
-        let usable: Vec<usize> = self
-            .reports()
-            .filter(|report| report.refused.is_none() && report.not_by_itself.is_none())
-            .map(|report| report.index)
-            .collect();
-        if usable.is_empty() {
-            let reasons: Vec<String> = self
-                .reports()
-                .filter_map(|r| Some(format!("{} {}", r.name, r.refused.as_ref().or(r.not_by_itself.as_ref())?)))
-                .collect();
-            let why = if reasons.is_empty() { "no adapter was found".to_owned() } else { reasons.join("; ") };
-            return Err(GpuError::NoAdapter { why });
-        }
-        Ok(usable)
-    }
-
-    /// Opens an adapter. Several devices may be open on one.
-    pub fn open(&self, index: usize, memory: Option<u64>, handicap: Handicap) -> Result<Device, GpuError> {
-        let (adapter, report) =
-            self.adapters.get(index).ok_or(GpuError::NoSuchAdapter { index, count: self.adapters.len() })?;
-        if let Some(why) = &report.refused {
-            return Err(GpuError::Unusable { adapter: report.name.clone(), why: why.clone() });
-        }
-        Device::open(adapter, report.clone(), memory, handicap)
-    }
-}
-
-fn rank(kind: wgpu::DeviceType) -> u8 {
-    match kind {
-        wgpu::DeviceType::DiscreteGpu => 0,
-        wgpu::DeviceType::IntegratedGpu => 1,
-        wgpu::DeviceType::VirtualGpu => 2,
-        wgpu::DeviceType::Other => 3,
-        wgpu::DeviceType::Cpu => 4,
-    }
-}
-
-fn report(index: usize, adapter: &wgpu::Adapter) -> AdapterReport {
-    let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
-    let lacks = [
-        (features.contains(wgpu::Features::IMMEDIATES) && limits.max_immediate_size >= 128, "has no immediates"),
-        (limits.max_storage_buffers_per_shader_stage >= 8, "binds fewer than 8 buffers"),
-        (limits.max_compute_workgroup_storage_size >= 32 << 10, "has less than 32 KiB of workgroup memory"),
-        (limits.max_compute_invocations_per_workgroup >= 256, "has workgroups of fewer than 256 invocations"),
-        (limits.max_storage_buffer_binding_size >= LEAST_BINDING_BYTES, "binds less than 128 MiB"),
-    ];
-    let missing: Vec<&str> = lacks.iter().filter(|(has, _)| !has).map(|(_, what)| *what).collect();
-    let kind = match info.device_type {
-        wgpu::DeviceType::DiscreteGpu => "discrete",
-        wgpu::DeviceType::IntegratedGpu => "integrated",
-        wgpu::DeviceType::VirtualGpu => "virtual",
-        wgpu::DeviceType::Cpu => "software",
-        wgpu::DeviceType::Other => "other",
-    };
-    let software = info.device_type == wgpu::DeviceType::Cpu;
-    AdapterReport {
-        index,
-        api: format!("{:?}", info.backend),
-        kind,
-        driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
-        subgroups: features
-            .contains(wgpu::Features::SUBGROUP)
-            .then_some([info.subgroup_min_size, info.subgroup_max_size]),
-        unified_memory: features.contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS)
-            && matches!(info.device_type, wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::Cpu),
-        max_binding_bytes: limits.max_storage_buffer_binding_size,
-        max_buffer_bytes: limits.max_buffer_size,
-        refused: (!missing.is_empty()).then(|| missing.join(", ")),
-        not_by_itself: software.then(|| "is a software renderer, slower than rynd's own CPU path".to_owned()),
-        name: info.name,
-    }
-}
-
 /// An open device. Clones share it.
 #[derive(Clone)]
 pub struct Device(Arc<Inner>);
@@ -214,6 +51,7 @@ struct Inner {
     staging: bool,
     binding_bytes: u64,
     bounds_checks: bool,
+    timestamps: bool,
     budget: Option<u64>,
     allocated: AtomicU64,
     failure: Arc<Mutex<Option<String>>>,
@@ -221,7 +59,8 @@ struct Inner {
 }
 
 impl Device {
-    fn open(
+    /// Opens an adapter.
+    pub(super) fn open(
         adapter: &wgpu::Adapter,
         report: AdapterReport,
         memory: Option<u64>,
@@ -236,8 +75,10 @@ impl Device {
         if !staging {
             wanted |= wgpu::Features::MAPPABLE_PRIMARY_BUFFERS;
         }
+        let timestamps = adapter.features() & wgpu::Features::TIMESTAMP_QUERY;
+        wanted |= timestamps;
         let limits = adapter.limits();
-        let largest = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(i32::MAX as u64);
+        let largest = report.bank_bytes();
         let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
             label: None,
             required_features: wanted,
@@ -268,6 +109,7 @@ impl Device {
             staging,
             binding_bytes: handicap.binding_bytes.map_or(largest, |bytes| bytes.min(largest)),
             bounds_checks: handicap.bounds_checks,
+            timestamps: !timestamps.is_empty(),
             budget: memory,
             allocated: AtomicU64::new(0),
             failure,
@@ -300,6 +142,17 @@ impl Device {
     /// Whether weights go through staging buffers; else they are written where they stay.
     pub(super) fn stages(&self) -> bool {
         self.0.staging
+    }
+
+    pub(super) fn has_timestamps(&self) -> bool {
+        self.0.timestamps
+    }
+
+    /// Makes the device fail from now on, as a crashed driver does.
+    pub fn lose(&self) {
+        let message = "it was given up on request".to_owned();
+        self.0.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(message);
+        self.0.device.destroy();
     }
 
     pub(super) fn checks_bounds(&self) -> bool {
@@ -342,6 +195,23 @@ impl Device {
 
     pub(super) fn lost(&self, message: String) -> GpuError {
         GpuError::Lost { adapter: self.0.report.name.clone(), message }
+    }
+
+    /// Memory of the host that values are read back through; no budget is asked.
+    pub(super) fn host_buffer(&self, bytes: u64) -> Result<wgpu::Buffer, GpuError> {
+        let scope = self.0.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let buffer = self.0.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("values on the host"),
+            size: bytes.next_multiple_of(16).max(16),
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        if pollster::block_on(scope.pop()).is_some() {
+            let what = "reading values back".to_owned();
+            return Err(GpuError::OutOfMemory { adapter: self.0.report.name.clone(), what, bytes });
+        }
+        self.check()?;
+        Ok(buffer)
     }
 
     /// A buffer within the budget and the device's memory.

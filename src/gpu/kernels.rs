@@ -22,6 +22,8 @@ pub enum Kernel {
     Embed(Format),
     RmsNorm,
     Matvec(Format, Team),
+    /// For packed formats.
+    MatvecInt8(Format, Team),
     Matmul(Format),
     Gate,
     RopeStore(KvFormat),
@@ -34,6 +36,7 @@ pub enum Kernel {
     ExpertsMatmul(Format),
     ExpertsSum,
     TakeRows,
+    Add,
     Argmax,
 }
 
@@ -43,6 +46,9 @@ pub enum Access {
     Read,
     Write,
 }
+
+/// What both matrix-vector kernels are put together from.
+const MATVEC_FILES: [&str; 4] = ["lib/row_pair.wgsl", "lib/linear.wgsl", "lib/activations.wgsl", "lib/activation.wgsl"];
 
 /// Values of a kernel's override constants, by name.
 pub type Overrides = Vec<(&'static str, u32)>;
@@ -58,6 +64,7 @@ impl Kernel {
             Kernel::ExpertsGroup,
             Kernel::ExpertsSum,
             Kernel::TakeRows,
+            Kernel::Add,
             Kernel::Argmax,
         ];
         for kv in [KvFormat::F16, KvFormat::Q8_0, KvFormat::F32] {
@@ -66,6 +73,9 @@ impl Kernel {
         for format in Layout::formats() {
             all.extend([Kernel::Embed(format), Kernel::Matmul(format), Kernel::ExpertsMatmul(format)]);
             for team in [Team::Subgroup, Team::Workgroup] {
+                if Layout::of(format).is_some_and(Layout::is_packed) {
+                    all.push(Kernel::MatvecInt8(format, team));
+                }
                 all.extend([
                     Kernel::Matvec(format, team),
                     Kernel::ExpertsGated(format, team),
@@ -81,9 +91,8 @@ impl Kernel {
         let mut files = match self {
             Kernel::Embed(_) => vec!["op/embed.wgsl", "lib/env.wgsl"],
             Kernel::RmsNorm => vec!["op/rms_norm.wgsl", "lib/reduce.wgsl"],
-            Kernel::Matvec(..) => {
-                vec!["op/matvec.wgsl", "lib/linear.wgsl", "lib/activations.wgsl", "lib/activation.wgsl"]
-            }
+            Kernel::Matvec(..) => [&["op/matvec.wgsl"][..], &MATVEC_FILES].concat(),
+            Kernel::MatvecInt8(..) => [&["op/matvec_int8.wgsl"][..], &MATVEC_FILES].concat(),
             Kernel::Matmul(_) => vec!["op/matmul.wgsl", "lib/linear.wgsl", "lib/tile.wgsl", "lib/activation.wgsl"],
             Kernel::Gate => vec!["op/gate.wgsl", "lib/activation.wgsl"],
             Kernel::RopeStore(kv) => {
@@ -114,6 +123,7 @@ impl Kernel {
             }
             Kernel::ExpertsSum => vec!["op/experts_sum.wgsl"],
             Kernel::TakeRows => vec!["op/take_rows.wgsl"],
+            Kernel::Add => vec!["op/add.wgsl"],
             Kernel::Argmax => vec!["op/argmax.wgsl"],
         };
         if let Some(layout) = self.format().and_then(Layout::of) {
@@ -128,6 +138,16 @@ impl Kernel {
         files
     }
 
+    /// The op file's name, and the format it decodes: "matvec q4_k".
+    pub fn name(self) -> String {
+        let file = self.files()[0];
+        let op = file.strip_prefix("op/").and_then(|file| file.strip_suffix(".wgsl")).unwrap_or(file);
+        match self.format() {
+            Some(format) => format!("{op} {}", format.name().to_lowercase()),
+            None => op.to_owned(),
+        }
+    }
+
     /// The whole WGSL text.
     pub fn assemble(self) -> Assembled {
         assemble(self.files())
@@ -138,6 +158,7 @@ impl Kernel {
         match self {
             Kernel::Embed(format)
             | Kernel::Matvec(format, _)
+            | Kernel::MatvecInt8(format, _)
             | Kernel::Matmul(format)
             | Kernel::ExpertsGated(format, _)
             | Kernel::ExpertsDown(format, _)
@@ -151,6 +172,7 @@ impl Kernel {
             | Kernel::ExpertsGroup
             | Kernel::ExpertsSum
             | Kernel::TakeRows
+            | Kernel::Add
             | Kernel::Argmax => None,
         }
     }
@@ -158,7 +180,10 @@ impl Kernel {
     /// How its lanes add up, where that varies.
     pub fn team(self) -> Option<Team> {
         match self {
-            Kernel::Matvec(_, team) | Kernel::ExpertsGated(_, team) | Kernel::ExpertsDown(_, team) => Some(team),
+            Kernel::Matvec(_, team)
+            | Kernel::MatvecInt8(_, team)
+            | Kernel::ExpertsGated(_, team)
+            | Kernel::ExpertsDown(_, team) => Some(team),
             Kernel::Embed(_)
             | Kernel::RmsNorm
             | Kernel::Matmul(_)
@@ -171,6 +196,7 @@ impl Kernel {
             | Kernel::ExpertsMatmul(_)
             | Kernel::ExpertsSum
             | Kernel::TakeRows
+            | Kernel::Add
             | Kernel::Argmax => None,
         }
     }
@@ -180,11 +206,12 @@ impl Kernel {
         use Access::{Read as R, Write as W};
         match self {
             Kernel::Embed(_) | Kernel::RmsNorm | Kernel::Gate | Kernel::TakeRows => &[R, R, W],
-            Kernel::Matvec(..) | Kernel::Matmul(_) | Kernel::ExpertsSum => &[R, R, R, W],
+            Kernel::Matvec(..) | Kernel::MatvecInt8(..) | Kernel::Matmul(_) | Kernel::ExpertsSum => &[R, R, R, W],
             Kernel::RopeStore(_) => &[W, W, W, R, R, R, W, W],
-            Kernel::Attention(_) | Kernel::ExpertsGated(..) | Kernel::ExpertsDown(..) => &[R, R, R, R, W],
-            Kernel::AttentionMerge | Kernel::Router | Kernel::ExpertsGroup | Kernel::Argmax => &[R, W],
-            Kernel::ExpertsMatmul(_) => &[R, R, R, R, W, R],
+            Kernel::Attention(_) => &[R, R, R, R, W],
+            Kernel::ExpertsGated(..) | Kernel::ExpertsDown(..) => &[R, R, R, R, R, R, W],
+            Kernel::AttentionMerge | Kernel::Router | Kernel::ExpertsGroup | Kernel::Add | Kernel::Argmax => &[R, W],
+            Kernel::ExpertsMatmul(_) => &[R, R, R, R, R, R, W, R],
         }
     }
 }

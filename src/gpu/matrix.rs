@@ -6,7 +6,8 @@
 
 use rynd_quant::Format;
 
-use super::device::{Device, GpuError};
+use super::device::Device;
+use super::error::GpuError;
 use super::layout::{Layout, QUAD};
 use super::upload::Uploader;
 use crate::plan::{Plan, Weight, WeightId};
@@ -53,6 +54,30 @@ impl Rows {
         self.tensors().into_iter().map(|id| plan.weight(id)).collect()
     }
 
+    /// Rows of one expert.
+    fn expert_rows(&self, plan: &Plan) -> usize {
+        self.weights(plan).iter().map(|w| w.rows).sum()
+    }
+
+    /// Rows of a bank of at most so many bytes; 0 when not even one piece fits.
+    fn bank_rows(&self, plan: &Plan, row_bytes: usize, bank_bytes: u64) -> usize {
+        // A bank never cuts an expert, nor a (gate, up) pair.
+        let granule = match self {
+            _ if self.weights(plan)[0].experts > 1 => self.expert_rows(plan),
+            Rows::Stacked(_) => 1,
+            Rows::Paired(..) => 2,
+        };
+        bank_bytes as usize / row_bytes / granule * granule
+    }
+
+    /// Banks that the matrix takes.
+    pub(super) fn banks(&self, plan: &Plan, bank_bytes: u64) -> usize {
+        let first = self.weights(plan)[0];
+        let Some(layout) = Layout::of(first.format) else { return 0 };
+        let rows = self.expert_rows(plan) * first.experts;
+        rows.div_ceil(self.bank_rows(plan, layout.row_bytes(first.k), bank_bytes).max(1))
+    }
+
     /// Why these rows can not be one matrix on a GPU.
     pub(super) fn problem(&self, plan: &Plan) -> Option<String> {
         let weights = self.weights(plan);
@@ -88,24 +113,11 @@ impl Matrix {
         }
         let Some(layout) = Layout::of(first.format) else { return Err(unsupported("unknown format".to_owned())) };
         let row_bytes = layout.row_bytes(first.k);
-        let expert_rows: usize = tensors.iter().map(|w| w.rows).sum();
-        // A bank never cuts an expert, nor a (gate, up) pair.
-        let granule = match rows {
-            _ if first.experts > 1 => expert_rows,
-            Rows::Stacked(_) => 1,
-            Rows::Paired(..) => 2,
-        };
+        let expert_rows = rows.expert_rows(plan);
         let all = expert_rows * first.experts;
-        let limit = device.binding_bytes() as usize;
-        let most = limit / row_bytes / granule * granule;
+        let most = rows.bank_rows(plan, row_bytes, device.binding_bytes());
         if most == 0 {
-            return Err(GpuError::TooLarge {
-                adapter: device.report().name.clone(),
-                what,
-                bytes: (granule * row_bytes) as u64,
-                limit: limit as u64,
-                advice: "leave this layer on the CPU with --gpu-layers",
-            });
+            return Err(too_large(device, what, expert_rows * row_bytes));
         }
         let sources: Vec<(&[u8], usize)> =
             rows.tensors().into_iter().map(|id| (weights.bytes(id), plan.weight(id).row_bytes())).collect();
@@ -132,6 +144,8 @@ impl Matrix {
             let buffer = uploader.rows(&what, first_row..end, row_bytes, &pack)?;
             banks.push(Bank { buffer, first_row, rows: end - first_row });
         }
+        // The device has the bytes now; the file's pages need not stay in memory beside them.
+        rows.tensors().into_iter().for_each(|id| weights.release(id));
         Ok(Matrix {
             format: first.format,
             k: first.k,
@@ -143,8 +157,40 @@ impl Matrix {
         })
     }
 
+    /// Room for matrices of (rows, k), one a slot, whose bytes come later.
+    pub(super) fn slots(
+        device: &Device,
+        layout: &Layout,
+        [rows, k]: [usize; 2],
+        slots: usize,
+    ) -> Result<Matrix, GpuError> {
+        let row_bytes = layout.row_bytes(k);
+        let most = device.binding_bytes() as usize / row_bytes / rows * rows;
+        if most == 0 {
+            return Err(too_large(device, "an expert".to_owned(), rows * row_bytes));
+        }
+        let mut banks = vec![];
+        for first_row in (0..rows * slots).step_by(most) {
+            let rows = most.min(rows * slots - first_row);
+            let buffer = device.storage("expert slots", (rows * row_bytes) as u64, "use fewer expert slots")?;
+            banks.push(Bank { buffer, first_row, rows });
+        }
+        Ok(Matrix { format: layout.format, k, units: layout.units(k), row_bytes, rows, experts: slots, banks })
+    }
+
     /// vec4 of a row.
     pub(super) fn row_quads(&self) -> u32 {
         (self.row_bytes / QUAD) as u32
+    }
+}
+
+/// One expert, or one row, that no binding holds.
+fn too_large(device: &Device, what: String, bytes: usize) -> GpuError {
+    GpuError::TooLarge {
+        adapter: device.report().name.clone(),
+        what,
+        bytes: bytes as u64,
+        limit: device.binding_bytes(),
+        advice: "leave this layer on the CPU with --gpu-layers",
     }
 }

@@ -6,27 +6,41 @@
 //! One `Gpu` is one device and one side of a plan; several may be open on one adapter. It knows no architecture, and
 //! refuses by `refusal` what it can not run: placement leaves that on the CPU.
 
+mod adapters;
+mod counts;
 mod device;
+mod error;
+mod expert_slots;
 pub mod kernels;
 mod layout;
 mod matrix;
 mod ops;
 mod pipelines;
+pub mod room;
 mod run;
 pub mod shaders;
 mod slots;
+mod timer;
 mod upload;
 mod vectors;
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-pub use device::{AdapterReport, Counters, Device, Devices, GpuError, Handicap};
+pub use adapters::{AdapterReport, Devices, Listing, quiet_drivers};
+pub use counts::dispatches;
+pub use device::{Counters, Device, Handicap};
+pub use error::GpuError;
+pub use expert_slots::{ExpertUploader, NO_SLOT, SlotPool, Ticket, expert_slot_bytes};
 pub use layout::Layout;
 pub use ops::refusal;
+pub use timer::Times;
 
-use self::ops::{KvBuffers, Prepared, Setup, TileSets};
+use self::expert_slots::Pool;
+use self::ops::{Adder, Best, KvBuffers, Prepared, Setup, TileSets};
 use self::slots::{Slots, values_bytes};
+use self::timer::Timer;
 use self::vectors::Vectors;
 use crate::backend::{Backend, BackendError, Env, KvFormat};
 use crate::plan::{Op, Plan, Side, Slot};
@@ -57,19 +71,39 @@ pub struct Gpu {
     env: wgpu::Buffer,
     angles: wgpu::Buffer,
     page: wgpu::Buffer,
-    logits: Option<wgpu::Buffer>, // mapped for reading, (r, vocab)
-    pending: Option<run::Pending>,
+    pending: Vec<run::ReadBack>,
+    spare: Vec<wgpu::Buffer>, // for read-backs
+    pools: Arc<[Pool]>,
+    best: Option<Best>, // where the logits are
+    best_pending: Option<run::ReadBack>,
+    adders: HashMap<Slot, Adder>,
+    adds: Vec<Slot>, // rows of the host that the next submission adds
     pad: run::Scratchpad,
     counters: Counters,
+    timer: Option<Timer>,
     uploaded_bytes: u64,
 }
 
 impl Gpu {
     /// Uploads the weights of this side's steps and prepares them.
     pub fn new(device: Device, weights: &Weights, config: &GpuConfig) -> Result<Gpu, GpuError> {
+        Gpu::with_pools(device, weights, config, &[])
+    }
+
+    /// The same, where the experts of some steps lie in slots. Such a step adds the share of the experts that have one; it
+    /// is prepared even when it is another side's, for a partial sum.
+    pub fn with_pools(
+        device: Device,
+        weights: &Weights,
+        config: &GpuConfig,
+        pools: &[SlotPool],
+    ) -> Result<Gpu, GpuError> {
         let plan = Arc::clone(weights.plan());
-        let is_mine = |side: Side| side == Side::Gpu(config.index);
-        let ops = || plan.steps.iter().filter(|step| is_mine(step.side)).map(|step| &step.op);
+        let is_mine = |step: usize| {
+            let pooled = pools.iter().any(|pool| pool.steps.contains(&step));
+            pooled || plan.steps[step].side == Side::Gpu(config.index)
+        };
+        let ops = || plan.steps.iter().enumerate().filter(|(at, _)| is_mine(*at)).map(|(_, step)| &step.op);
         let tile_sets = TileSets::new(ops());
         let mut ropes_used = vec![false; plan.ropes.len()];
         let mut kv_used = vec![false; plan.kv.len()];
@@ -96,14 +130,33 @@ impl Gpu {
         let slots = Slots::new(&device, &plan, ops(), config.batch)?;
         let vectors = Vectors::new(&device, weights, ops())?;
 
-        let mut setup =
-            Setup::new(&device, weights, &slots, &vectors, [&env, &angles], (&kv, config.kv), &tile_sets, config.batch);
+        let pools: Arc<[Pool]> =
+            pools.iter().map(|pool| Pool::new(&device, &plan, pool)).collect::<Result<_, GpuError>>()?;
+        let mut setup = Setup::new(
+            &device,
+            weights,
+            &slots,
+            &vectors,
+            [&env, &angles],
+            (&kv, config.kv),
+            &tile_sets,
+            config.batch,
+            &pools,
+        );
         ops().for_each(|op| Prepared::announce(&mut setup, op));
-        let steps = plan
-            .steps
-            .iter()
-            .map(|step| is_mine(step.side).then(|| Prepared::new(&mut setup, &step.op)).transpose())
+        let steps = (0..plan.steps.len())
+            .map(|step| is_mine(step).then(|| Prepared::new(&mut setup, step)).transpose())
             .collect::<Result<_, _>>()?;
+        let logits = plan.logits;
+        let best = slots.get(logits).is_some().then(|| Best::new(&setup, logits)).transpose()?;
+        let mut adders = HashMap::new();
+        for op in ops() {
+            if let Op::Experts { out, .. } = op
+                && !adders.contains_key(out)
+            {
+                adders.insert(*out, Adder::new(&setup, *out)?);
+            }
+        }
         let uploaded_bytes = setup.uploader.finish()?;
         Ok(Gpu {
             device,
@@ -116,10 +169,16 @@ impl Gpu {
             env,
             angles,
             page,
-            logits: None,
-            pending: None,
+            pending: vec![],
+            spare: vec![],
+            pools,
+            best,
+            best_pending: None,
+            adders,
+            adds: vec![],
             pad: run::Scratchpad::default(),
             counters: Counters::default(),
+            timer: None,
             uploaded_bytes,
             plan,
         })
@@ -135,6 +194,17 @@ impl Gpu {
         self.counters = Counters::default();
     }
 
+    /// Times every kernel from now on, or no longer; false where the device has no timestamps.
+    pub fn time_kernels(&mut self, on: bool) -> bool {
+        self.timer = if on { Timer::new(&self.device) } else { None };
+        self.timer.is_some() == on
+    }
+
+    /// What every kernel took since `time_kernels(true)`, the longest first.
+    pub fn times(&self) -> Vec<Times> {
+        self.timer.as_ref().map(Timer::times).unwrap_or_default()
+    }
+
     /// The device.
     pub fn device(&self) -> &Device {
         &self.device
@@ -145,6 +215,22 @@ impl Gpu {
         self.uploaded_bytes
     }
 
+    /// An uploader for the slots of this device's pools, with so many uploads on their way at once.
+    pub fn expert_uploader(&self, in_flight: usize) -> Result<ExpertUploader, GpuError> {
+        ExpertUploader::new(&self.device, &self.pools, in_flight)
+    }
+
+    /// Sets which slot each expert of a step lies in, or `NO_SLOT`, from the next submission on.
+    pub fn set_expert_slots(&mut self, step: usize, slots: &[u32]) -> Result<(), GpuError> {
+        let Some((pool, at)) = self.pools.iter().find_map(|pool| Some((pool, pool.map_at(step)?))) else {
+            let why = "it belongs to no pool".to_owned();
+            return Err(GpuError::Unsupported { what: format!("expert slots for step {step}"), why });
+        };
+        pool.set(&self.device, at, slots);
+        self.counters.written_bytes += slots.len() as u64 * 4;
+        self.device.check()
+    }
+
     /// Number of pipelines that the device has made.
     pub fn pipelines(&self) -> usize {
         self.device.pipelines().len()
@@ -153,7 +239,24 @@ impl Gpu {
 
 impl Backend for Gpu {
     fn run(&mut self, steps: Range<usize>, env: &Env) -> Result<(), BackendError> {
-        self.run_steps(steps, env)
+        let logits = self.plan.logits;
+        let mine = steps.clone().rfind(|&step| self.steps[step].is_some());
+        let Some(last) = mine.filter(|_| !env.tokens.is_empty()) else { return Ok(()) };
+        let ends_in_logits = self.plan.steps[last].op.writes().contains(&logits);
+        self.begin(env)?;
+        self.submit(steps, if ends_in_logits { std::slice::from_ref(&logits) } else { &[] })
+    }
+
+    fn run_best(
+        &mut self,
+        steps: Range<usize>,
+        env: &Env,
+        _: (Slot, usize),
+        best: &mut [Option<u32>],
+    ) -> Result<(), BackendError> {
+        self.begin(env)?;
+        self.submit_best(steps, &[])?;
+        self.read_best(best)
     }
 
     fn read(&mut self, slot: Slot, out: &mut [f32]) -> Result<(), BackendError> {

@@ -3,7 +3,9 @@
 //! A step holds its calls for one token and for a batch; `record` picks by the number of tokens and fills in what
 //! depends on the run. Nothing is allocated and no pipeline is made after load.
 
+mod add;
 mod attention;
+mod best;
 mod dense;
 mod experts;
 
@@ -12,11 +14,15 @@ use std::sync::Arc;
 
 use rynd_quant::Format;
 
-pub(super) use attention::{Attention, KvBuffers, RopeStore, TileSets};
+pub(super) use add::Adder;
+pub(super) use attention::{Attention, KvBuffers, RopeStore, TileSets, dispatches as attention_dispatches, page_bytes};
+pub(super) use best::Best;
 pub(super) use dense::{Embed, Gated, Linear, NormStep, TakeRows};
-pub(super) use experts::{Experts, Router};
+pub(super) use experts::{BANKS as EXPERT_BANKS, ExpertWeights, Experts, Router};
 
-use super::device::{Device, GpuError};
+use super::device::Device;
+use super::error::GpuError;
+use super::expert_slots::Pool;
 use super::kernels::Team;
 use super::matrix::{Matrix, Rows};
 use super::pipelines::Recorder;
@@ -64,6 +70,7 @@ pub(super) struct Setup<'a> {
     pub kv_format: KvFormat,
     pub tile_sets: &'a TileSets,
     pub batch: usize,
+    pub pools: &'a [Pool],
     matrices: HashMap<Rows, Arc<Matrix>>,
     scratch: HashMap<&'static str, wgpu::Buffer>,
     scratch_bytes: HashMap<&'static str, u64>,
@@ -94,6 +101,7 @@ impl<'a> Setup<'a> {
         (kv, kv_format): (&'a [Option<KvBuffers>], KvFormat),
         tile_sets: &'a TileSets,
         batch: usize,
+        pools: &'a [Pool],
     ) -> Setup<'a> {
         Setup {
             device,
@@ -108,6 +116,7 @@ impl<'a> Setup<'a> {
             kv_format,
             tile_sets,
             batch,
+            pools,
             matrices: HashMap::new(),
             scratch: HashMap::new(),
             scratch_bytes: HashMap::new(),
@@ -164,8 +173,8 @@ impl Prepared {
     }
 
     /// Uploads what the step needs and makes its calls.
-    pub(super) fn new(setup: &mut Setup, op: &Op) -> Result<Prepared, GpuError> {
-        Ok(match op {
+    pub(super) fn new(setup: &mut Setup, step: usize) -> Result<Prepared, GpuError> {
+        Ok(match &setup.plan.steps[step].op {
             Op::Embed { table, scale, out } => Prepared::Embed(Embed::new(setup, *table, *scale, *out)?),
             Op::RmsNorm { x, norm, out, add } => Prepared::Norm(NormStep::new(setup, *x, *norm, *out, *add)?),
             Op::Linear { x, norm, parts, add } => Prepared::Linear(Linear::new(setup, *x, *norm, parts, *add)?),
@@ -182,7 +191,12 @@ impl Prepared {
                 Prepared::Router(Router::new(setup, *x, *weight, *used, *gating, *normalize, *scale, *picks)?)
             }
             Op::Experts { x, picks, used, gate, up, down, act, out } => {
-                Prepared::Experts(Box::new(Experts::new(setup, [*x, *picks, *out], *used, [*gate, *up, *down], *act)?))
+                let pooled = setup.pools.iter().find_map(|pool| Some(ExpertWeights::pooled(pool, pool.map_at(step)?)));
+                let weights = match pooled {
+                    Some(weights) => weights,
+                    None => ExpertWeights::whole(setup, [*gate, *up, *down])?,
+                };
+                Prepared::Experts(Box::new(Experts::new(setup, [*x, *picks, *out], *used, weights, *act)?))
             }
             Op::TakeRows { x, out } => Prepared::TakeRows(TakeRows::new(setup, *x, *out)?),
             Op::Move { .. } => Prepared::Move,

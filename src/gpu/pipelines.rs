@@ -7,8 +7,11 @@
 
 use std::collections::HashMap;
 
-use super::device::{Counters, Device, GpuError};
+use super::device::{Counters, Device};
+use super::error::GpuError;
 use super::kernels::{Access, Kernel, Overrides};
+use super::shaders::Assembled;
+use super::timer::Timer;
 
 /// Bytes of parameters that every adapter has.
 const IMMEDIATE_BYTES: u32 = 64;
@@ -23,15 +26,18 @@ pub(super) struct Pipelines {
 
 /// A dispatch made ready at load. `P` is what the shader calls `Params`.
 pub(super) struct Call<P> {
+    kernel: Kernel,
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
     pub params: P,
 }
 
-/// Records dispatches of one run into one pass.
+/// Records dispatches of one submission into one pass; with a timer, each into a pass of its own.
 pub(super) struct Recorder<'a> {
-    pub pass: wgpu::ComputePass<'static>,
-    pub counters: &'a mut Counters,
+    encoder: &'a mut wgpu::CommandEncoder,
+    pass: Option<wgpu::ComputePass<'static>>,
+    counters: &'a mut Counters,
+    timer: Option<&'a mut Timer>,
 }
 
 impl Pipelines {
@@ -78,26 +84,7 @@ impl Pipelines {
         if let Some(module) = self.modules.get(&kernel) {
             return Ok(module.clone());
         }
-        let assembled = kernel.assemble();
-        let mut checks = wgpu::ShaderRuntimeChecks::checked();
-        checks.force_loop_bounding = false;
-        checks.int_div_checks = false;
-        checks.bounds_checks = device.checks_bounds();
-        let wgpu = device.wgpu();
-        let scope = wgpu.push_error_scope(wgpu::ErrorFilter::Validation);
-        let source = wgpu::ShaderSource::Wgsl(assembled.text.as_str().into());
-        // SAFETY: the shaders are the files of this repository. Their loops end (every bound is a size or a page count
-        // that the executor made), they do not divide by zero, and they index only what those sizes cover.
-        let module =
-            unsafe { wgpu.create_shader_module_trusted(wgpu::ShaderModuleDescriptor { label: None, source }, checks) };
-        if let Some(e) = pollster::block_on(scope.pop()) {
-            let (line, message) = match wgpu::naga::front::wgsl::parse_str(&assembled.text) {
-                Err(e) => (e.location(&assembled.text).map_or(1, |at| at.line_number), e.message().to_owned()),
-                Ok(_) => (1, e.to_string()),
-            };
-            let (file, line) = assembled.locate(line);
-            return Err(GpuError::Shader { file, line, message });
-        }
+        let module = compile(device, &kernel.assemble())?;
         self.modules.insert(kernel, module.clone());
         Ok(module)
     }
@@ -134,6 +121,30 @@ impl Pipelines {
     }
 }
 
+/// The module of these files; an error names the file and its line.
+fn compile(device: &Device, assembled: &Assembled) -> Result<wgpu::ShaderModule, GpuError> {
+    let mut checks = wgpu::ShaderRuntimeChecks::checked();
+    checks.force_loop_bounding = false;
+    checks.int_div_checks = false;
+    checks.bounds_checks = device.checks_bounds();
+    let wgpu = device.wgpu();
+    let scope = wgpu.push_error_scope(wgpu::ErrorFilter::Validation);
+    let source = wgpu::ShaderSource::Wgsl(assembled.text.as_str().into());
+    // SAFETY: the shaders are the files of this repository. Their loops end (every bound is a size or a page count
+    // that the executor made), they do not divide by zero, and they index only what those sizes cover.
+    let module =
+        unsafe { wgpu.create_shader_module_trusted(wgpu::ShaderModuleDescriptor { label: None, source }, checks) };
+    if let Some(e) = pollster::block_on(scope.pop()) {
+        let (line, message) = match wgpu::naga::front::wgsl::parse_str(&assembled.text) {
+            Err(e) => (e.location(&assembled.text).map_or(1, |at| at.line_number), e.message().to_owned()),
+            Ok(_) => (1, e.to_string()),
+        };
+        let (file, line) = assembled.locate(line);
+        return Err(GpuError::Shader { file, line, message });
+    }
+    Ok(module)
+}
+
 impl Device {
     /// A call of the kernel over these buffers, in the order of its bindings.
     pub(super) fn call<P: bytemuck::NoUninit>(
@@ -159,11 +170,19 @@ impl Device {
             entries: &entries,
         });
         self.check()?;
-        Ok(Call { pipeline, bind_group, params })
+        Ok(Call { kernel, pipeline, bind_group, params })
     }
 }
 
-impl Recorder<'_> {
+impl<'a> Recorder<'a> {
+    pub(super) fn new(
+        encoder: &'a mut wgpu::CommandEncoder,
+        counters: &'a mut Counters,
+        timer: Option<&'a mut Timer>,
+    ) -> Recorder<'a> {
+        Recorder { encoder, pass: None, counters, timer }
+    }
+
     /// Records one dispatch with these parameters; `weight_bytes` is what it reads of weights.
     pub(super) fn dispatch<P: bytemuck::NoUninit>(
         &mut self,
@@ -175,11 +194,52 @@ impl Recorder<'_> {
         if groups.contains(&0) {
             return;
         }
-        self.pass.set_pipeline(&call.pipeline);
-        self.pass.set_bind_group(0, &call.bind_group, &[]);
-        self.pass.set_immediates(0, bytemuck::bytes_of(params));
-        self.pass.dispatch_workgroups(groups[0] as u32, groups[1] as u32, groups[2] as u32);
+        let each_alone = self.timer.is_some();
+        if self.pass.is_none() || each_alone {
+            let timed = self.timer.as_mut().and_then(|timer| timer.next(call.kernel));
+            // The pass before ends here.
+            self.pass = None;
+            let descriptor = wgpu::ComputePassDescriptor { label: None, timestamp_writes: timed };
+            self.pass = Some(self.encoder.begin_compute_pass(&descriptor).forget_lifetime());
+            self.counters.passes += 1;
+        }
+        let Some(pass) = &mut self.pass else { return };
+        pass.set_pipeline(&call.pipeline);
+        pass.set_bind_group(0, &call.bind_group, &[]);
+        pass.set_immediates(0, bytemuck::bytes_of(params));
+        pass.dispatch_workgroups(groups[0] as u32, groups[1] as u32, groups[2] as u32);
         self.counters.dispatches += 1;
         self.counters.weight_bytes += weight_bytes;
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::super::adapters::Devices;
+    use super::super::device::Handicap;
+    use super::super::shaders::assemble;
+    use super::*;
+
+    #[test]
+    fn an_error_in_a_shader_names_its_file_and_line() {
+        let devices = Devices::list();
+        let Some(report) = devices.reports().find(|report| report.refused.is_none()) else {
+            assert!(std::env::var_os("RYND_REQUIRE_GPU").is_none(), "RYND_REQUIRE_GPU is set, and there is no adapter");
+            eprintln!("skipped: no adapter");
+            return;
+        };
+        let device = devices.open(report.index, None, Handicap::default()).unwrap();
+        for (to, words) in [("return x / (1.0 + exp(-x);", "expected"), ("return missing;", "missing")] {
+            let from = "return x / (1.0 + exp(-x));";
+            let mut assembled = assemble(["lib/reduce.wgsl", "lib/activation.wgsl"]);
+            let own = assemble(["lib/activation.wgsl"]).text;
+            let expected = own.lines().position(|line| line.contains(from)).unwrap() as u32 + 1;
+            assembled.text = assembled.text.replace(from, to);
+            let error = compile(&device, &assembled).unwrap_err();
+            let GpuError::Shader { file, line, message } = &error else { panic!("{error}") };
+            assert_eq!((*file, *line), ("lib/activation.wgsl", expected), "{error}");
+            assert!(message.contains(words), "{error}");
+        }
     }
 }

@@ -1,27 +1,34 @@
-//! A run: one environment buffer written, one command buffer recorded, the logits read back.
+//! A run: one environment buffer written, command buffers recorded and submitted, values read back.
 //!
-//! Everything of a run lies in one pass; wgpu puts barriers where a dispatch reads what an earlier one wrote. When the
-//! run ends in logits, their copy to mapped memory is part of the same submission: a token is one submit and one
-//! read-back.
+//! Everything of a submission lies in one pass; wgpu puts barriers where a dispatch reads what an earlier one wrote.
+//! Slots that are wanted on the host are copied to mapped memory by the submission that writes them, and `submit` never
+//! waits: a token that ends here is one submit and one read-back, and the host may work on values of one submission
+//! while the next one runs.
 
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, channel};
 
 use super::Gpu;
-use super::device::GpuError;
+use super::device::Device;
+use super::error::GpuError;
 use super::ops::RunShape;
 use super::pipelines::Recorder;
 use super::slots::View;
 use crate::backend::{BackendError, Env};
-use crate::plan::{PAGE_TOKENS, Slot};
+use crate::plan::{Op, PAGE_TOKENS, Plan, Slot};
 
 /// Words of a token in the environment buffer.
 const TOKEN_WORDS: usize = 4;
+
+/// Host buffers that are kept for the next read-back.
+const SPARE_BUFFERS: usize = 8;
 
 /// What a run prepared on the host; kept so that nothing is allocated per token.
 #[derive(Default)]
 pub(super) struct Scratchpad {
     env: Vec<u32>,
+    tokens: usize,
+    rows: usize,
     rows_at: u32,
     tiles: Vec<(u32, usize)>,
     tables: Vec<u32>, // per sequence, where its page table starts
@@ -29,47 +36,83 @@ pub(super) struct Scratchpad {
     angles_at: Vec<u32>, // per rope
     pages: usize,
     run_tokens: usize,
+    padded: Vec<f32>,
 }
 
-/// Logits on their way to the host.
-pub(super) struct Pending {
+/// A slot's rows on their way to the host.
+pub(super) struct ReadBack {
     slot: Slot,
     rows: usize,
+    host: wgpu::Buffer,
     submission: wgpu::SubmissionIndex,
     mapped: Receiver<Result<(), wgpu::BufferAsyncError>>,
 }
 
 impl Gpu {
-    /// Runs those of the steps that this side has.
-    pub(super) fn run_steps(&mut self, steps: Range<usize>, env: &Env) -> Result<(), BackendError> {
+    /// Takes over what all submissions of a run share: its tokens, rows, page tables and rotary angles.
+    pub fn begin(&mut self, env: &Env) -> Result<(), BackendError> {
         assert!(env.tokens.len() <= self.batch && env.rows.len() <= self.batch, "the engine cuts batches to size");
         if let Some(token) = env.tokens.iter().find(|token| token.id as usize >= self.plan.vocab) {
             return Err(BackendError::UnknownToken { id: token.id, vocab: self.plan.vocab });
         }
+        self.device.check()?;
+        Ok(self.write_env(env)?)
+    }
+
+    /// Submits those of the steps that this side has, without waiting for them. The `wanted` slots, as they are after
+    /// the steps, are copied to the host in the same submission: `read` waits for them.
+    pub fn submit(&mut self, steps: Range<usize>, wanted: &[Slot]) -> Result<(), BackendError> {
+        self.submit_all(steps, wanted, false)
+    }
+
+    /// The same for steps that end in logits, of which only each row's largest is wanted: `read_best` waits for them.
+    pub fn submit_best(&mut self, steps: Range<usize>, wanted: &[Slot]) -> Result<(), BackendError> {
+        self.submit_all(steps, wanted, true)
+    }
+
+    fn submit_all(&mut self, steps: Range<usize>, wanted: &[Slot], best: bool) -> Result<(), BackendError> {
         let here = |step: &usize| self.steps[*step].is_some();
-        if env.tokens.is_empty() || !steps.clone().any(|step| here(&step)) {
+        let nothing = !steps.clone().any(|step| here(&step)) && wanted.is_empty() && self.adds.is_empty();
+        if self.pad.tokens == 0 || nothing {
             return Ok(());
         }
         self.device.check()?;
+        let rows = self.pad.rows;
         let tail = steps.clone().find(|step| here(step) && is_taken(&self.plan, *step)).unwrap_or(steps.end);
-        let logits = self.plan.logits;
-        let ends_in_logits =
-            (tail..steps.end).rfind(here).is_some_and(|step| self.plan.steps[step].op.writes().contains(&logits));
+        // The logits of a whole batch may not fit one buffer: then the last steps run in several rounds.
         let most = self.slots.taken_rows;
-        if env.rows.len() > most && !(ends_in_logits && tail > steps.start) {
-            let message = format!("the logits of {} rows do not fit at once; ask for {most}", env.rows.len());
+        let rounds = if tail < steps.end { rows.div_ceil(most).max(1) } else { 1 };
+        if rounds > 1 && !matches!(self.plan.steps[tail].op, Op::TakeRows { .. }) {
+            let message = format!("the logits of {rows} rows do not fit at once; ask for {most}");
             return Err(BackendError::Device(message));
         }
-        self.write_env(env)?;
-        self.finish_pending()?;
-        self.reserve_logits(if ends_in_logits { env.rows.len() } else { 0 })?;
+        for step in steps.clone().filter(here) {
+            for slot in self.plan.steps[step].op.writes() {
+                forget(&mut self.pending, slot, &self.device)?;
+            }
+        }
+        let mut copies = vec![];
+        for &slot in wanted {
+            let rows = if self.plan.slot(slot).taken { rows } else { self.pad.tokens };
+            if rows > 0 {
+                let (view, _) = self.slot(slot)?;
+                copies.push((slot, rows, self.host_buffer((rows * view.stride * 4) as u64)?));
+            }
+        }
+
+        let best = self.best.as_ref().filter(|_| best && rows > 0).map(|step| step.ids.clone());
+        let best = best.map(|ids| Ok::<_, GpuError>((ids, self.host_buffer(rows as u64 * 4)?))).transpose()?;
+        if let Some(old) = self.best_pending.take() {
+            old.wait(&self.device)?;
+            self.keep(old.host);
+        }
 
         let mut encoder = self.device.wgpu().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        let mut first = 0;
-        loop {
-            let rows = (env.rows.len() - first).min(most);
+        for round in 0..rounds {
+            let first = round * most;
+            let rows = (rows - first).min(most);
             let shape = RunShape {
-                tokens: env.tokens.len(),
+                tokens: self.pad.tokens,
                 rows,
                 rows_at: self.pad.rows_at + first as u32,
                 pages: self.pad.pages,
@@ -77,123 +120,183 @@ impl Gpu {
                 tiles: &self.pad.tiles,
                 angles: &self.pad.angles_at,
             };
-            let pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()).forget_lifetime();
-            let mut recorder = Recorder { pass, counters: &mut self.counters };
+            let mut recorder = Recorder::new(&mut encoder, &mut self.counters, self.timer.as_mut());
+            for slot in self.adds.drain(..) {
+                self.adders[&slot].record(&mut recorder, self.pad.tokens);
+            }
             // The body goes with the first rows.
-            let start = if first == 0 { steps.start } else { tail };
+            let start = if round == 0 { steps.start } else { tail };
             let end = if rows == 0 { tail } else { steps.end };
             for step in start..end {
                 if let Some(prepared) = &self.steps[step] {
                     prepared.record(&mut recorder, &shape, is_taken(&self.plan, step));
                 }
             }
-            drop(recorder);
-            self.counters.passes += 1;
-            if let (Some(host), true) = (&self.logits, ends_in_logits && rows > 0) {
-                let (view, buffer) = self.slots.of(logits);
-                let row_bytes = (view.stride * 4) as u64;
-                encoder.copy_buffer_to_buffer(buffer, 0, host, row_bytes * first as u64, row_bytes * rows as u64);
+            if let (Some(_), Some(step)) = (&best, &self.best) {
+                step.record(&mut recorder, first, rows);
             }
-            first += rows;
-            if first >= env.rows.len() {
-                break;
+            drop(recorder);
+            for (slot, all, host) in &copies {
+                let (view, buffer) = self.slots.of(*slot);
+                let row_bytes = (view.stride * 4) as u64;
+                if self.plan.slot(*slot).taken {
+                    encoder.copy_buffer_to_buffer(buffer, 0, host, row_bytes * first as u64, row_bytes * rows as u64);
+                } else if round == 0 {
+                    encoder.copy_buffer_to_buffer(buffer, 0, host, 0, row_bytes * *all as u64);
+                }
             }
         }
-        let mapped = if ends_in_logits && !env.rows.is_empty() { Some(self.map_logits(&encoder)) } else { None };
+        if let Some(timer) = &mut self.timer {
+            timer.resolve(&mut encoder);
+        }
+        let mapped: Vec<_> = copies.iter().map(|(_, _, host)| map_on_submit(&encoder, host)).collect();
+        let best = best.map(|(ids, host)| {
+            encoder.copy_buffer_to_buffer(&ids, 0, &host, 0, rows as u64 * 4);
+            (map_on_submit(&encoder, &host), host)
+        });
         let submission = self.device.queue().submit([encoder.finish()]);
         self.counters.submits += 1;
-        if let Some(mapped) = mapped {
-            self.pending = Some(Pending { slot: self.plan.logits, rows: env.rows.len(), submission, mapped });
+        self.best_pending = best.map(|(mapped, host)| {
+            let submission = submission.clone();
+            ReadBack { slot: self.plan.logits, rows, host, submission, mapped }
+        });
+        for ((slot, rows, host), mapped) in copies.into_iter().zip(mapped) {
+            self.pending.push(ReadBack { slot, rows, host, submission: submission.clone(), mapped });
+        }
+        if let Some(timer) = &mut self.timer {
+            timer.collect(&self.device, submission)?;
         }
         self.device.check()?;
         Ok(())
     }
 
-    /// Makes the mapped buffer large enough for these rows of logits; it only grows.
-    fn reserve_logits(&mut self, rows: usize) -> Result<(), GpuError> {
-        let Some((view, _)) = self.slots.get(self.plan.logits).filter(|_| rows > 0) else { return Ok(()) };
-        let needed = (view.stride * rows * 4) as u64;
-        if self.logits.as_ref().is_none_or(|buffer| buffer.size() < needed) {
-            if let Some(old) = self.logits.take() {
-                self.device.forget(&old);
-            }
-            let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-            self.logits = Some(self.device.buffer("logits on the host", needed, usage, false)?);
+    /// A buffer for reading back so many bytes: one that is free and large enough, or a new one.
+    fn host_buffer(&mut self, bytes: u64) -> Result<wgpu::Buffer, GpuError> {
+        let fits = self.spare.iter().enumerate().filter(|(_, buffer)| buffer.size() >= bytes);
+        if let Some((at, _)) = fits.min_by_key(|(_, buffer)| buffer.size()) {
+            return Ok(self.spare.swap_remove(at));
         }
-        Ok(())
+        self.device.host_buffer(bytes)
     }
 
-    fn map_logits(&mut self, encoder: &wgpu::CommandEncoder) -> Receiver<Result<(), wgpu::BufferAsyncError>> {
-        let (send, mapped) = channel();
-        if let Some(host) = &self.logits {
-            encoder.map_buffer_on_submit(host, wgpu::MapMode::Read, .., move |result| {
-                // Nobody listens when the logits are not read.
-                let _ = send.send(result);
-            });
+    /// Keeps a host buffer for the next time; of too many, the smallest goes.
+    fn keep(&mut self, host: wgpu::Buffer) {
+        host.unmap();
+        self.spare.push(host);
+        if self.spare.len() > SPARE_BUFFERS
+            && let Some(at) = (0..self.spare.len()).min_by_key(|&i| self.spare[i].size())
+        {
+            self.spare.swap_remove(at);
         }
-        mapped
     }
 
-    /// Logits that nobody read are given up: their buffer is wanted again.
-    fn finish_pending(&mut self) -> Result<(), GpuError> {
-        if let Some(pending) = self.pending.take() {
-            self.device.wait_for(pending.submission)?;
-            if let Some(host) = &self.logits {
-                host.unmap();
-            }
-        }
-        Ok(())
-    }
-
-    /// Copies the first rows of a slot to the host.
+    /// Copies the first rows of a slot to the host; waits only for the submission that wrote them.
     pub(super) fn read_slot(&mut self, slot: Slot, out: &mut [f32]) -> Result<(), GpuError> {
-        let Some((view, buffer)) = self.slots.get(slot) else { return Err(self.not_here(slot)) };
+        let (view, buffer) = self.slot(slot)?;
         let rows = out.len() / view.width.max(1);
+        let bytes = (rows * view.stride * 4) as u64;
+        if bytes > buffer.size() && !self.pending.iter().any(|known| known.slot == slot && known.rows >= rows) {
+            let why = format!("only {} of {rows} rows are kept", buffer.size() / (view.stride * 4) as u64);
+            return Err(GpuError::Unsupported { what: format!("reading slot {}", slot.0), why });
+        }
+        let buffer = buffer.clone();
         self.counters.read_backs += 1;
-        self.counters.read_back_bytes += (rows * view.stride * 4) as u64;
-        let pending = self.pending.take_if(|pending| pending.slot == slot && pending.rows >= rows);
-        let (host, pending) = match (pending, &self.logits) {
-            (Some(pending), Some(host)) => (host.clone(), pending),
-            _ => {
-                let bytes = (rows * view.stride * 4) as u64;
-                let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-                let host = self.device.buffer("a slot on the host", bytes, usage, false)?;
-                self.device.forget(&host);
+        self.counters.read_back_bytes += bytes;
+        let known = self.pending.iter().position(|known| known.slot == slot && known.rows >= rows);
+        let read_back = match known {
+            Some(at) => self.pending.swap_remove(at),
+            None => {
+                let host = self.host_buffer(bytes)?;
                 let mut encoder = self.device.wgpu().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-                encoder.copy_buffer_to_buffer(buffer, 0, &host, 0, bytes);
-                let (send, mapped) = channel();
-                encoder.map_buffer_on_submit(&host, wgpu::MapMode::Read, .., move |result| {
-                    // The receiver below outlives the submission.
-                    let _ = send.send(result);
-                });
+                encoder.copy_buffer_to_buffer(&buffer, 0, &host, 0, bytes);
+                let mapped = map_on_submit(&encoder, &host);
                 let submission = self.device.queue().submit([encoder.finish()]);
                 self.counters.submits += 1;
-                (host, Pending { slot, rows, submission, mapped })
+                ReadBack { slot, rows, host, submission, mapped }
             }
         };
-        self.device.wait_for(pending.submission)?;
-        let lost = |e: &dyn std::fmt::Display| self.device.lost(e.to_string());
-        pending.mapped.recv().map_err(|e| lost(&e))?.map_err(|e| lost(&e))?;
-        let bytes = host.get_mapped_range(..).map_err(|e| lost(&e))?;
+        read_back.wait(&self.device)?;
+        let bytes = read_back.host.get_mapped_range(..).map_err(|e| self.device.lost(e.to_string()))?;
         copy_rows(bytemuck::cast_slice(&bytes), view, out);
         drop(bytes);
-        host.unmap();
+        self.keep(read_back.host);
         Ok(())
     }
 
-    /// Overwrites the first rows of a slot.
+    /// The id of the largest logit of each wanted row of the last submission, ties to the lower one; `None` where a logit
+    /// is not finite.
+    pub fn read_best(&mut self, best: &mut [Option<u32>]) -> Result<(), BackendError> {
+        if best.is_empty() {
+            return Ok(());
+        }
+        let Some(read_back) = self.best_pending.take_if(|pending| pending.rows == best.len()) else {
+            return Err(self.not_here(self.plan.logits).into());
+        };
+        self.counters.read_backs += 1;
+        self.counters.read_back_bytes += best.len() as u64 * 4;
+        read_back.wait(&self.device)?;
+        let bytes = read_back.host.get_mapped_range(..).map_err(|e| self.device.lost(e.to_string()))?;
+        for (best, &id) in best.iter_mut().zip(bytemuck::cast_slice::<u8, u32>(&bytes)) {
+            *best = (id != u32::MAX).then_some(id);
+        }
+        drop(bytes);
+        self.keep(read_back.host);
+        Ok(())
+    }
+
+    /// Overwrites the first rows of a slot, before the next submission.
     pub(super) fn write_slot(&mut self, slot: Slot, rows: &[f32]) -> Result<(), GpuError> {
-        let Some((view, buffer)) = self.slots.get(slot) else { return Err(self.not_here(slot)) };
+        forget(&mut self.pending, slot, &self.device)?;
+        let (view, buffer) = self.slot(slot)?;
+        let buffer = buffer.clone();
+        self.write_rows(&buffer, view, rows)
+    }
+
+    /// Adds rows from the host to the slot's, as the first thing that the next submission does.
+    pub fn add(&mut self, slot: Slot, rows: &[f32]) -> Result<(), BackendError> {
+        forget(&mut self.pending, slot, &self.device)?;
+        let (view, _) = self.slot(slot)?;
+        if !self.adds.is_empty() {
+            // The host's rows have one buffer: what is in it goes first.
+            self.submit(0..0, &[])?;
+        }
+        let Some(adder) = self.adders.get(&slot) else { return Err(self.not_here(slot).into()) };
+        let from = adder.from.clone();
+        self.write_rows(&from, View::alone(view.width), rows)?;
+        self.adds.push(slot);
+        Ok(())
+    }
+
+    /// Rows of a slot's width into columns of a buffer.
+    fn write_rows(&mut self, buffer: &wgpu::Buffer, view: View, rows: &[f32]) -> Result<(), GpuError> {
+        let queue = self.device.queue();
         if view.stride == view.width {
-            self.device.queue().write_buffer(buffer, 0, bytemuck::cast_slice(rows));
+            queue.write_buffer(buffer, 0, bytemuck::cast_slice(rows));
+        } else if view.at == 0 && view.width + 4 > view.stride {
+            // What follows a row up to the next vec4 is nobody's.
+            let padded = &mut self.pad.padded;
+            padded.clear();
+            padded.resize(rows.len() / view.width * view.stride, 0.0);
+            for (to, row) in padded.chunks_exact_mut(view.stride).zip(rows.chunks_exact(view.width)) {
+                to[..view.width].copy_from_slice(row);
+            }
+            queue.write_buffer(buffer, 0, bytemuck::cast_slice(padded));
         } else {
             for (i, row) in rows.chunks_exact(view.width).enumerate() {
-                let at = ((i * view.stride + view.at) * 4) as u64;
-                self.device.queue().write_buffer(buffer, at, bytemuck::cast_slice(row));
+                queue.write_buffer(buffer, ((i * view.stride + view.at) * 4) as u64, bytemuck::cast_slice(row));
             }
         }
-        self.counters.env_bytes += (rows.len() * 4) as u64;
+        self.counters.written_bytes += (rows.len() * 4) as u64;
         self.device.check()
+    }
+
+    /// Whether a step here touches the slot.
+    pub fn has(&self, slot: Slot) -> bool {
+        self.slots.get(slot).is_some()
+    }
+
+    fn slot(&self, slot: Slot) -> Result<(View, &wgpu::Buffer), GpuError> {
+        self.slots.get(slot).ok_or_else(|| self.not_here(slot))
     }
 
     fn not_here(&self, slot: Slot) -> GpuError {
@@ -204,6 +307,7 @@ impl Gpu {
     /// Writes what changes between runs, once: see shaders/lib/env.wgsl.
     fn write_env(&mut self, env: &Env) -> Result<(), GpuError> {
         let pad = &mut self.pad;
+        (pad.tokens, pad.rows) = (env.tokens.len(), env.rows.len());
         pad.env.clear();
         pad.env.resize(env.tokens.len() * TOKEN_WORDS, 0);
         pad.rows_at = pad.env.len() as u32;
@@ -254,7 +358,7 @@ impl Gpu {
         if !pad.angles.is_empty() {
             queue.write_buffer(&self.angles, 0, bytemuck::cast_slice(&pad.angles));
         }
-        self.counters.env_bytes += (pad.env.len() * 4 + pad.angles.len() * 8) as u64;
+        self.counters.written_bytes += (pad.env.len() * 4 + pad.angles.len() * 8) as u64;
         Ok(())
     }
 
@@ -277,8 +381,35 @@ impl Gpu {
     }
 }
 
+impl ReadBack {
+    fn wait(&self, device: &Device) -> Result<(), GpuError> {
+        device.wait_for(self.submission.clone())?;
+        let lost = |e: &dyn std::fmt::Display| device.lost(e.to_string());
+        self.mapped.recv().map_err(|e| lost(&e))?.map_err(|e| lost(&e))
+    }
+}
+
+/// Gives up what is on its way of a slot that is about to change.
+fn forget(pending: &mut Vec<ReadBack>, slot: Slot, device: &Device) -> Result<(), GpuError> {
+    while let Some(at) = pending.iter().position(|known| known.slot == slot) {
+        let old = pending.swap_remove(at);
+        old.wait(device)?;
+        old.host.unmap();
+    }
+    Ok(())
+}
+
+fn map_on_submit(encoder: &wgpu::CommandEncoder, host: &wgpu::Buffer) -> Receiver<Result<(), wgpu::BufferAsyncError>> {
+    let (send, mapped) = channel();
+    encoder.map_buffer_on_submit(host, wgpu::MapMode::Read, .., move |result| {
+        // Nobody listens when the values are not read.
+        let _ = send.send(result);
+    });
+    mapped
+}
+
 /// Whether a step runs on the wanted rows only.
-fn is_taken(plan: &crate::plan::Plan, step: usize) -> bool {
+fn is_taken(plan: &Plan, step: usize) -> bool {
     plan.steps[step].op.writes().first().is_some_and(|slot| plan.slot(*slot).taken)
 }
 

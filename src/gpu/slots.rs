@@ -6,7 +6,8 @@
 
 use std::collections::HashMap;
 
-use super::device::{Device, GpuError};
+use super::device::Device;
+use super::error::GpuError;
 use super::layout::UNIT;
 use super::matrix::Rows;
 use crate::plan::{Op, Part, Plan, Slot};
@@ -99,8 +100,7 @@ impl Slots {
             views.insert(slot, (buffer, view));
         }
         let widest_taken = widths.iter().filter(|(_, taken)| *taken).map(|(stride, _)| *stride).max().unwrap_or(1);
-        let fit = (device.binding_bytes() as usize / 4 - UNIT) / widest_taken.max(1);
-        let taken_rows = batch.min(fit).max(1);
+        let taken_rows = taken_rows(device.binding_bytes(), widest_taken, batch);
         let buffers = widths
             .iter()
             .map(|&(stride, taken)| {
@@ -122,6 +122,15 @@ impl Slots {
         let (buffer, view) = self.views[&slot];
         (view, &self.buffers[buffer])
     }
+}
+
+/// Bytes that the logits may take on a GPU: those of more rows are computed in rounds.
+const TAKEN_BYTES: u64 = 128 << 20;
+
+/// Rows after `TakeRows` that are kept at once, of so many f32 each.
+pub(super) fn taken_rows(binding_bytes: u64, width: usize, batch: usize) -> usize {
+    let fit = (binding_bytes.min(TAKEN_BYTES) as usize / 4 - UNIT) / width.max(1);
+    batch.min(fit).max(1)
 }
 
 /// f32 of a row that is read in vec4s.

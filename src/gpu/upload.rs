@@ -10,7 +10,8 @@ use std::sync::mpsc::{Receiver, channel};
 
 use rayon::prelude::*;
 
-use super::device::{Device, GpuError};
+use super::device::Device;
+use super::error::GpuError;
 
 /// Bytes of one staging buffer, and of the packing buffer.
 const STAGE_BYTES: usize = 16 << 20;

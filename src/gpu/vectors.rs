@@ -5,7 +5,8 @@
 
 use std::collections::HashMap;
 
-use super::device::{Device, GpuError};
+use super::device::Device;
+use super::error::GpuError;
 use super::slots::{padded, stacks, values_bytes};
 use crate::plan::{Norm, Op, Part, WeightId};
 use crate::weights::Weights;

@@ -29,15 +29,30 @@ pub struct Room<'a> {
     pub gpu_layers: Option<usize>,
     /// Bytes of one cache.
     pub cache_bytes: &'a dyn Fn(KvId) -> u64,
+    /// Bytes of one weight.
+    pub weight_bytes: &'a dyn Fn(WeightId) -> u64,
     /// Whether the experts stay on the CPU.
     pub experts_on_cpu: bool,
+    /// Whether all GPUs get a share by their room, in place of as few as possible.
+    pub spread: bool,
 }
 
-/// A stretch of a placed plan that one side runs, or a value on its way.
+/// A stretch of a placed plan that one side runs, or values on their way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stage {
-    Run { side: Side, steps: Range<usize> },
-    Move { slot: Slot, from: Side, to: Side },
+    /// `wanted`: slots that it writes last before another side reads them; the logits too.
+    Run { side: Side, steps: Range<usize>, wanted: Vec<Slot> },
+    /// Neighbouring moves between the same two sides.
+    Move { from: Side, to: Side, steps: Range<usize>, slots: Vec<Slot> },
+}
+
+impl Stage {
+    /// The steps it stands for.
+    pub fn steps(&self) -> Range<usize> {
+        match self {
+            Stage::Run { steps, .. } | Stage::Move { steps, .. } => steps.clone(),
+        }
+    }
 }
 
 impl Sides {
@@ -52,37 +67,75 @@ impl Sides {
         if room.experts_on_cpu {
             sides.experts = Some(Side::Cpu);
         }
+        let layer_bytes: Vec<u64> = (0..plan.layers as u32).map(|l| part_bytes(plan, room, Part::Layer(l))).collect();
+        let head = part_bytes(plan, room, Part::Head);
         let mut most = room.gpu_layers.unwrap_or(usize::MAX);
-        let mut left = room.gpus.to_vec();
-        let mut gpu = left.len();
-        let mut next = |bytes: u64, most: &mut usize| -> Option<Side> {
-            if *most == 0 {
-                return None;
-            }
-            while gpu > 0 {
-                if left[gpu - 1] >= bytes {
-                    left[gpu - 1] -= bytes;
-                    *most -= 1;
-                    return Some(Side::Gpu(gpu as u8 - 1));
-                }
-                gpu -= 1;
-            }
-            None
-        };
-        let Some(head) = next(part_bytes(plan, room, Part::Head), &mut most) else { return sides };
-        sides.head = head;
-        for layer in (0..plan.layers).rev() {
-            let Some(side) = next(part_bytes(plan, room, Part::Layer(layer as u32)), &mut most) else { return sides };
-            sides.layers[layer] = side;
+        let mut filling = Filling::new(room, head + layer_bytes.iter().sum::<u64>());
+        // A head that is too large for the last GPU stays behind; the layers do without.
+        let head_fits = room.gpus.last().is_some_and(|&bytes| bytes >= head);
+        if head_fits
+            && most > 0
+            && let Some(side) = filling.next(head)
+        {
+            sides.head = side;
+            most -= 1;
         }
+        for (side, &bytes) in sides.layers.iter_mut().zip(&layer_bytes).rev().take(most) {
+            let Some(gpu) = filling.next(bytes) else { return sides };
+            *side = gpu;
+        }
+        let first = sides.layers.first().copied().unwrap_or(sides.head);
+        let Side::Gpu(gpu) = first else { return sides };
         // A tied table lies on the head's GPU already; another needs room of its own on the first one.
-        let embed = part_bytes(plan, room, Part::Embed);
-        let first = sides.layers.first().copied().unwrap_or(head);
-        let tied = is_tied(plan) && first == head;
-        if tied || matches!(first, Side::Gpu(gpu) if left[gpu as usize] >= embed) {
+        let tied = is_tied(plan) && first == sides.head;
+        if tied || filling.left[gpu as usize] >= part_bytes(plan, room, Part::Embed) {
             sides.embed = first;
         }
         sides
+    }
+
+    /// How many layers are on GPUs, the head counted as one.
+    pub fn on_gpus(&self) -> usize {
+        self.layers.iter().chain([&self.head]).filter(|side| **side != Side::Cpu).count()
+    }
+}
+
+/// GPUs being filled, from the last one down.
+struct Filling {
+    left: Vec<u64>,
+    /// Bytes that each GPU should get.
+    shares: Vec<u64>,
+    gpu: usize, // one more than the index of the current one
+}
+
+impl Filling {
+    fn new(room: &Room, wanted: u64) -> Filling {
+        let all: u128 = room.gpus.iter().map(|&bytes| u128::from(bytes)).sum();
+        let share = |bytes: u64| match room.spread {
+            true => (u128::from(bytes) * u128::from(wanted) / all.max(1)) as u64,
+            false => bytes,
+        };
+        Filling {
+            left: room.gpus.to_vec(),
+            shares: room.gpus.iter().map(|&bytes| share(bytes)).collect(),
+            gpu: room.gpus.len(),
+        }
+    }
+
+    /// The GPU that so many bytes go to.
+    fn next(&mut self, bytes: u64) -> Option<Side> {
+        while self.gpu > 0 {
+            let at = self.gpu - 1;
+            // The first one takes what is left over, and every other at most half a part more than its share.
+            let in_share = at == 0 || self.shares[at] >= bytes / 2;
+            if self.left[at] >= bytes && in_share {
+                self.left[at] -= bytes;
+                self.shares[at] = self.shares[at].saturating_sub(bytes);
+                return Some(Side::Gpu(at as u8));
+            }
+            self.gpu -= 1;
+        }
+        None
     }
 }
 
@@ -118,8 +171,7 @@ fn part_bytes(plan: &Plan, room: &Room, part: Part) -> u64 {
     }
     weights.sort_unstable();
     weights.dedup();
-    let weight_bytes = |id: &WeightId| (plan.weight(*id).expert_bytes() * plan.weight(*id).experts) as u64;
-    bytes + weights.iter().map(weight_bytes).sum::<u64>()
+    bytes + weights.iter().map(|id| (room.weight_bytes)(*id)).sum::<u64>()
 }
 
 /// Whether the embedding's table is also the head's matrix.
@@ -163,20 +215,40 @@ pub fn place(plan: &Plan, sides: &Sides, refuses: &dyn Fn(&Op) -> bool) -> Plan 
 /// The order of work of a placed plan.
 pub fn stages(plan: &Plan) -> Vec<Stage> {
     let mut stages: Vec<Stage> = vec![];
-    let mut home: HashMap<Slot, Side> = HashMap::new();
+    let mut writer: HashMap<Slot, (usize, Side)> = HashMap::new(); // the stage that wrote a slot last, and its side
+    let want = |stages: &mut Vec<Stage>, slot: Slot, at: usize| {
+        if let Some(Stage::Run { wanted, .. }) = stages.get_mut(at)
+            && !wanted.contains(&slot)
+        {
+            wanted.push(slot);
+        }
+    };
     for (at, step) in plan.steps.iter().enumerate() {
         if let Op::Move { slot } = step.op {
-            let from = home.get(&slot).copied().unwrap_or(Side::Cpu);
-            stages.push(Stage::Move { slot, from, to: step.side });
+            // A slot that nobody wrote holds nothing that could move.
+            let Some(&(written, from)) = writer.get(&slot) else { continue };
+            want(&mut stages, slot, written);
+            match stages.last_mut() {
+                Some(Stage::Move { from: known, to, steps, slots })
+                    if *known == from && *to == step.side && steps.end == at =>
+                {
+                    steps.end = at + 1;
+                    slots.push(slot);
+                }
+                _ => stages.push(Stage::Move { from, to: step.side, steps: at..at + 1, slots: vec![slot] }),
+            }
             continue;
         }
-        for slot in step.op.writes() {
-            home.insert(slot, step.side);
-        }
         match stages.last_mut() {
-            Some(Stage::Run { side, steps }) if *side == step.side && steps.end == at => steps.end = at + 1,
-            _ => stages.push(Stage::Run { side: step.side, steps: at..at + 1 }),
+            Some(Stage::Run { side, steps, .. }) if *side == step.side && steps.end == at => steps.end = at + 1,
+            _ => stages.push(Stage::Run { side: step.side, steps: at..at + 1, wanted: vec![] }),
         }
+        for slot in step.op.writes() {
+            writer.insert(slot, (stages.len() - 1, step.side));
+        }
+    }
+    if let Some(&(written, _)) = writer.get(&plan.logits) {
+        want(&mut stages, plan.logits, written);
     }
     stages
 }

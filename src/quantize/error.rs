@@ -31,6 +31,12 @@ pub enum QuantizeError {
     )]
     Write { path: PathBuf, cause: io::Error, bytes: u64 },
 
+    #[error(
+        "{}: the output needs {needed} bytes, and the disk has room for {free}; make room or choose another place",
+        .path.display()
+    )]
+    NoRoom { path: PathBuf, needed: u64, free: u64 },
+
     #[error("tensor '{tensor}', row {row}, column {column}: {problem}; the input is damaged: get or convert it again")]
     BadWeight { tensor: String, row: u64, column: u64, problem: String },
 

@@ -67,7 +67,10 @@ impl Job {
                 format,
             })?;
             let changes = format.is_quantized() && format != tensor.format;
+            // Only an embedding that also serves as the output may have importance of another length: none of its own.
+            let columns = (tensor.row() * tensor.matrices()) as usize;
             let importance = options.imatrix.as_ref().filter(|_| changes).and_then(|(m, _)| m.importance(&tensor.name));
+            let importance = importance.filter(|all| all.len() == columns);
             let exempt = ["token_embd.weight", "per_layer_token_embd.weight", "output.weight"].contains(&&*tensor.name);
             needs_importance
                 .push(changes && !exempt && importance.is_none() && recipe.file_type.needs_importance(format));
@@ -134,6 +137,16 @@ impl Job {
             Some(path) => Err(QuantizeError::SameFile { path }),
             None => Ok(()),
         }
+    }
+}
+
+/// Refuses an output that the disk has no room for: hours of work would be lost at its end.
+pub fn check_room(out: &Path, needed: u64) -> Result<(), QuantizeError> {
+    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // Where nobody knows, the work itself will tell.
+    match fs4::available_space(folder) {
+        Ok(free) if free < needed => Err(QuantizeError::NoRoom { path: out.to_owned(), needed, free }),
+        _ => Ok(()),
     }
 }
 

@@ -42,6 +42,7 @@ pub fn quantize(
     if let Some(refusal) = job.refusal() {
         return Err(refusal);
     }
+    job::check_room(out, job.bytes())?;
     let mut output = output::Output::create(job, out)?;
     stream::run(job, threads, &mut output, out, watch)?;
     output.finish()

@@ -50,6 +50,14 @@ impl Sampler {
         self.seed
     }
 
+    /// Whether the choice is the largest logit as it stands: then no other needs to be known.
+    pub fn takes_largest(&self) -> bool {
+        let config = &self.config;
+        let penalties = config.penalty_tokens > 0
+            && (config.repetition_penalty != 1.0 || config.frequency_penalty != 0.0 || config.presence_penalty != 0.0);
+        config.temperature == 0.0 && config.logit_bias.is_empty() && !penalties
+    }
+
     /// Tells the penalties of a token, of the prompt or chosen.
     pub fn accept(&mut self, id: u32) {
         if self.config.penalty_tokens == 0 {

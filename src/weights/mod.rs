@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use crate::gguf::Gguf;
+use crate::gguf::{Advice, Gguf};
 use crate::plan::{Plan, WeightId};
 
 /// A plan and the file its weights lie in.
@@ -39,5 +39,10 @@ impl Weights {
     pub fn expert(&self, id: WeightId, expert: usize) -> &[u8] {
         let size = self.plan.weight(id).expert_bytes();
         &self.bytes(id)[expert * size..(expert + 1) * size]
+    }
+
+    /// Lets the kernel take the tensor's pages back; they are read from the file again when touched.
+    pub fn release(&self, id: WeightId) {
+        self.gguf.advise(&self.gguf.tensors()[self.plan.weight(id).tensor], Advice::DontNeed);
     }
 }

@@ -178,19 +178,21 @@ fn a_resize_leaves_a_prompt_that_works() {
     let home = home();
     let mut t = Terminal::chat(home.path(), &["-n", "8"]);
     t.line("before");
+    let text = "wide enough to go over the edge of a narrow screen";
     for (rows, cols) in [(30, 40), (20, 24), (50, 120)] {
         t.resize(rows, cols);
-        t.send("wide enough to go over the edge of a narrow screen");
-        t.wait("the text", |t| t.contents().replace('\n', "").contains("over the edge of a narrow screen"));
+        t.send(text);
+        // What is shown may be wrapped, but nothing of it is lost or doubled.
+        t.wait("the text", |t| count(t.contents().replace('\n', "").as_bytes(), text.as_bytes()) > 0);
         t.send("\r");
         t.ready();
-        t.line("/clear");
-        let widest = t.contents().lines().map(|line| line.chars().count()).max().unwrap();
-        assert!(widest <= usize::from(cols), "{}", t.contents());
     }
+    t.line("/save chat.json");
+    assert_eq!(questions(&t.file("chat.json")), ["before", text, text, text]);
+    t.line("/clear");
     // What was asked last is what the history gives first.
     t.send("\x1b[A");
-    t.wait_for("> /clear");
+    t.wait("the last line", |t| t.cursor_row().trim_end() == "> /clear");
     t.send("\x03");
     t.ready();
     assert_eq!(t.leave(), 0);
@@ -263,7 +265,7 @@ fn a_chat_goes_on_with_another_model() {
     t.line("/set top_k=7 seed=5");
     t.line("/set");
     t.wait_for("* top_k             7");
-    t.wait_for("  top_p             0.8");
+    t.wait_for("  top_p             1 ");
     assert_eq!(t.leave(), 0);
 }
 
@@ -278,7 +280,7 @@ fn no_colour_means_no_styles_and_answers_without_any_escape() {
     t.line("/help");
     t.line("/set");
     let text = String::from_utf8_lossy(&t.raw[start..]).into_owned();
-    let help = &text[text.find("/system [TEXT]").unwrap()..text.find("Tab completes").unwrap()];
+    let help = &text[text.find("/system [TEXT]").unwrap()..text.find("Ctrl-R").unwrap()];
     assert!(!help.contains('\x1b'), "{help:?}");
     // The line editor moves the cursor, which no text can do without; styles there are none.
     for part in String::from_utf8_lossy(&t.raw).split("\x1b[").skip(1) {

@@ -76,6 +76,8 @@ pub(crate) fn vector(level: Level) -> Vector {
     match level {
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => avx512::vector::TABLE,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => avx2::vector::TABLE,
         _ => scalar::vector::TABLE,
     }
 }

@@ -17,8 +17,11 @@ use reedline::{
 
 use super::complete::Words;
 use super::external;
+use super::screen::remark;
 
 const HISTORY_ENTRIES: usize = 1000;
+/// How often the terminal may fail to answer.
+const SLOW_TERMINAL: usize = 4;
 const MENU: &str = "words";
 
 /// What the user did.
@@ -81,22 +84,27 @@ impl Editor {
 
     /// The next message.
     pub fn read(&mut self) -> Result<Input> {
-        match self {
-            Editor::Lines => lines(),
-            Editor::Screen { reedline, joints, .. } => {
-                let joints = || std::mem::take(&mut *joints.lock().unwrap_or_else(PoisonError::into_inner));
-                joints();
-                match reedline.read_line(&Arrow)? {
-                    Signal::Success(text) => {
-                        // Written at once, so that a crash loses nothing; a full disk is no reason to stop talking.
-                        let _ = reedline.sync_history();
-                        Ok(Input::Message(joined(text, &joints())))
-                    }
-                    Signal::CtrlC => Ok(Input::Cleared),
-                    _ => Ok(Input::End),
+        let mut failures = 0;
+        while let Editor::Screen { reedline, joints, .. } = self {
+            let joints = || std::mem::take(&mut *joints.lock().unwrap_or_else(PoisonError::into_inner));
+            joints();
+            match reedline.read_line(&Arrow) {
+                Ok(Signal::Success(text)) => {
+                    // Written at once, so that a crash loses nothing; a full disk is no reason to stop talking.
+                    let _ = reedline.sync_history();
+                    return Ok(Input::Message(joined(text, &joints())));
+                }
+                Ok(Signal::CtrlC) => return Ok(Input::Cleared),
+                Ok(_) => return Ok(Input::End),
+                // A terminal at the end of a slow line may be late to say where its cursor is.
+                Err(_) if failures < SLOW_TERMINAL => failures += 1,
+                Err(error) => {
+                    remark(&format!("note: lines are read without an editor from here on: {error}"))?;
+                    *self = Editor::Lines;
                 }
             }
         }
+        lines()
     }
 }
 
@@ -169,7 +177,7 @@ struct Continued {
 impl Validator for Continued {
     fn validate(&self, line: &str) -> ValidationResult {
         let slashes = line.len() - line.trim_end_matches('\\').len();
-        if slashes % 2 == 0 {
+        if slashes.is_multiple_of(2) {
             return ValidationResult::Complete;
         }
         self.joints.lock().unwrap_or_else(PoisonError::into_inner).push(line.to_owned());

@@ -83,7 +83,7 @@ impl<'a> Repl<'a> {
     fn greet(&self) -> Result<()> {
         let model = &self.chat.model;
         remark(&format!(
-            "{}, {} tokens of context. /help lists the commands, Ctrl-D leaves.",
+            "{}, {} tokens of context; /help for help, Ctrl-D to leave",
             model.name,
             model.engine.context()
         ))?;
@@ -167,7 +167,9 @@ impl<'a> Repl<'a> {
             Finish::Length if self.chat.used_tokens() + 1 >= self.chat.model.engine.context() => {
                 remark("(the context is full, so the answer ends here; the next message drops the oldest turns)")?;
             }
-            Finish::Length => remark("(that were all tokens an answer may have)")?,
+            Finish::Length => {
+                remark(&format!("(cut at {} tokens, the limit of -n or /set tokens)", summary.generated_tokens))?;
+            }
             Finish::End | Finish::Stop => {}
         }
         self.blank()
@@ -260,6 +262,9 @@ impl<'a> Repl<'a> {
         self.chat.take(transcript);
         let count = self.chat.conversation.messages().len();
         remark(&format!("loaded {count} messages of a chat{with}"))?;
+        if self.chat.last_is_unanswered() {
+            remark("its last message has no answer yet; /regen asks for one")?;
+        }
         Ok(())
     }
 

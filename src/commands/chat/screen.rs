@@ -143,6 +143,8 @@ pub fn remark(text: &str) -> io::Result<()> {
 pub struct Quiet {
     #[cfg(unix)]
     before: Option<rustix::termios::Termios>,
+    #[cfg(unix)]
+    look: Look,
 }
 
 impl Quiet {
@@ -158,7 +160,7 @@ impl Quiet {
                 let _ = tcsetattr(io::stdin(), OptionalActions::Now, &quiet);
                 bracketed_paste(look, true);
             }
-            Quiet { before }
+            Quiet { before, look }
         }
         #[cfg(not(unix))]
         {
@@ -182,7 +184,7 @@ impl Drop for Quiet {
     fn drop(&mut self) {
         if let Some(before) = &self.before {
             let _ = rustix::termios::tcsetattr(io::stdin(), rustix::termios::OptionalActions::Now, before);
-            bracketed_paste(Look::Rich, false);
+            bracketed_paste(self.look, false);
         }
     }
 }

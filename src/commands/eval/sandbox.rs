@@ -17,7 +17,7 @@ const DRIVER: &str = include_str!("sandbox.py");
 /// Between two looks at the clock.
 const TICK: Duration = Duration::from_millis(5);
 /// The machine may be busy: wall time allowed for a second of CPU time.
-const WALL: u32 = 3;
+const WALL: u32 = 6;
 
 /// How to run programs.
 #[derive(Clone, Debug)]
@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     fn outcome(program: &str) -> Outcome {
-        let sandbox = Sandbox::new("python3", Duration::from_secs(2), 512 << 20).unwrap();
+        let sandbox = Sandbox::new("python3", Duration::from_secs(1), 512 << 20).unwrap();
         sandbox.run(program).unwrap()
     }
 
@@ -177,7 +177,9 @@ mod tests {
 
     #[test]
     fn time_memory_and_reach_are_limited() {
-        assert!(refusal("while True: pass").contains("no verdict, signal: 9"));
+        // On a busy machine the clock is first.
+        let endless = refusal("while True: pass");
+        assert!(endless.contains("no verdict, signal: 9") || endless.contains("timed out"), "{endless}");
         assert!(refusal("import time\ntime.sleep(60)").contains("timed out"));
         assert!(refusal("x = 'a' * (1 << 30)").starts_with("MemoryError"));
         assert!(refusal("import os\nos.fork()").contains("not allowed here: os.fork"));

@@ -1,13 +1,16 @@
 //! `rynd experts show`: what traces say about a model, in the terminal or as a page.
 
-use std::io::{IsTerminal, Write};
+use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 
 use super::{html, read_trace};
-use crate::experts::{Divergence, Specialist, Summary, Trace, divergence, specialists};
+use crate::catalog::Home;
+use crate::engine;
+use crate::experts::{Divergence, Heat, LayerSummary, Specialist, Summary, Trace, divergence, specialists};
+use crate::gguf::Gguf;
 
 /// Shades of the heat map where colours are not wanted.
 const SHADES: &[u8] = b" .:-=+*#%@";
@@ -18,17 +21,19 @@ const MARGIN: usize = 6;
 ///
 /// One trace: a heat map of layers and experts, how uneven the use is, how soon experts return, how much neighbouring
 /// tokens share (against the same tokens shuffled), and how many experts are new to a token. Several, as LABEL=TRACE: which
-/// experts belong to which kind of text, with the divergence of each layer against what chance gives.
+/// experts belong to which kind of text, with the divergence of each layer against what chance gives. A model: what was
+/// learned of its experts while it ran with experts paged to GPUs.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   rynd experts show rust.trace.gz
   rynd experts show rust.trace.gz --sort
+  rynd experts show model.gguf
   rynd experts show rust=rust.trace.gz python=python.trace.gz prose=prose.trace.gz
   rynd experts show rust=rust.trace.gz python=python.trace.gz --html experts.html")]
 pub struct Arguments {
-    /// Traces, with a label each where there are several
-    #[arg(value_name = "[LABEL=]TRACE", required = true)]
+    /// Traces, with a label each where there are several; or a model
+    #[arg(value_name = "[LABEL=]TRACE|MODEL", required = true)]
     traces: Vec<String>,
     /// In the heat map, order each layer's experts by use
     #[arg(long)]
@@ -60,6 +65,11 @@ pub(super) struct Comparison {
 
 /// Runs the command.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if let [path] = &arguments.traces[..]
+        && is_model(Path::new(path))
+    {
+        return show_heat(Path::new(path), arguments);
+    }
     let labelled = arguments.traces.iter().map(|argument| read(argument)).collect::<Result<Vec<_>>>()?;
     let first = &labelled[0].trace.header;
     if let Some(other) = labelled
@@ -87,6 +97,46 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             print(&mut out, one, arguments.sort, labelled.len() > 1)?;
         }
         print_comparison(&mut out, &labelled, &comparison)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Whether the file is a model.
+fn is_model(path: &Path) -> bool {
+    let mut magic = [0; 4];
+    std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && magic == *b"GGUF"
+}
+
+/// What earlier runs learned of a model's experts.
+fn show_heat(path: &Path, arguments: &Arguments) -> Result<ExitCode> {
+    let gguf = Gguf::open(path)?;
+    let Some(header) = engine::header_of(&gguf)? else { bail!("{}: the model has no experts", path.display()) };
+    let file = Home::from_env()?.cache.join("experts").join(format!("{}.json", header.model_hash));
+    let Ok(bytes) = std::fs::read(&file) else {
+        bail!(
+            "{}: nothing was learned about its experts yet; run it with a GPU that does not hold them all, or record a \
+             trace with 'rynd experts record'",
+            path.display()
+        )
+    };
+    let heat = Heat::parse(&bytes, &header.model_hash, &header.grid()).with_context(|| file.display().to_string())?;
+    let count = |n: &f32| n.round() as u32;
+    let counts = heat.picks.iter().map(|layer| layer.iter().map(count).collect::<Vec<u32>>());
+    let layers: Vec<LayerSummary> =
+        header.layers.iter().zip(counts).map(|(info, counts)| LayerSummary::of_counts(info.layer, counts)).collect();
+    let mut out = std::io::stdout().lock();
+    if arguments.json {
+        let value = serde_json::json!({ "model": header.model, "tokens": heat.tokens.round(), "layers": layers });
+        serde_json::to_writer_pretty(&mut out, &value)?;
+        writeln!(out)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    writeln!(out, "{}: learned from {:.0} tokens, the later ones counting more\n", header.model, heat.tokens)?;
+    heat_map(&mut out, &layers, heat.tokens * header.used as f64 / header.experts as f64, arguments.sort)?;
+    writeln!(out, "\n{:>5} {:>9} {:>9} {:>9} {:>6}", "layer", "top 10%", "top 25%", "as many", "gini")?;
+    for l in &layers {
+        let (tenth, quarter) = (100.0 * l.top_tenth, 100.0 * l.top_quarter);
+        writeln!(out, "{:>5} {tenth:>8.1}% {quarter:>8.1}% {:>9.1} {:>6.2}", l.layer, l.effective, l.gini)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -134,7 +184,7 @@ fn print(out: &mut impl Write, one: &Labelled, sort: bool, several: bool) -> Res
         s.experts,
         s.used
     )?;
-    heat_map(out, s, sort)?;
+    heat_map(out, &s.layers, (s.tokens * s.used) as f64 / s.experts as f64, sort)?;
     writeln!(
         out,
         "\n{:>5} {:>9} {:>9} {:>9} {:>6} {:>9} {:>9}",
@@ -188,14 +238,14 @@ fn print(out: &mut impl Write, one: &Labelled, sort: bool, several: bool) -> Res
 }
 
 /// One line a layer, one column an expert (or several, of which the most used is shown).
-fn heat_map(out: &mut impl Write, s: &Summary, sort: bool) -> Result<()> {
+fn heat_map(out: &mut impl Write, layers: &[LayerSummary], even: f64, sort: bool) -> Result<()> {
     let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     let width = crossterm::terminal::size().map_or(80, |(columns, _)| usize::from(columns)).max(MARGIN + 20) - MARGIN;
-    let width = if std::io::stdout().is_terminal() { width } else { s.experts.min(128) };
-    let per_column = s.experts.div_ceil(width).max(1);
+    let experts = layers.first().map_or(1, |layer| layer.counts.len());
+    let width = if std::io::stdout().is_terminal() { width } else { experts.min(128) };
+    let per_column = experts.div_ceil(width).max(1);
     // A column twice as bright as another is used twice as much; white is eight times the even share and more.
-    let even = (s.tokens * s.used) as f64 / s.experts as f64;
-    for layer in &s.layers {
+    for layer in layers {
         let mut counts = layer.counts.clone();
         if sort {
             counts.sort_unstable_by(|a, b| b.cmp(a));

@@ -8,7 +8,8 @@ use bytemuck::NoUninit;
 
 use super::{NONE, RunShape, Setup};
 use crate::backend::{KvFormat, Token};
-use crate::gpu::device::{Device, GpuError};
+use crate::gpu::device::Device;
+use crate::gpu::error::GpuError;
 use crate::gpu::kernels::{AttentionShape, Kernel};
 use crate::gpu::pipelines::{Call, Recorder};
 use crate::plan::{Heads, Kv, KvId, Norm, Op, PAGE_TOKENS, RopeId, RopeLayout, Slot};
@@ -31,14 +32,7 @@ pub(in crate::gpu) struct KvBuffers {
 impl KvBuffers {
     /// An empty cache.
     pub(in crate::gpu) fn new(device: &Device, kv: &Kv, format: KvFormat, pages: usize) -> Result<KvBuffers, GpuError> {
-        let d = kv.head_dim;
-        // Words of one head of one page, keys or values: see shaders/lib/kv_read_*.wgsl.
-        let words = match format {
-            KvFormat::F32 => d * PAGE_TOKENS,
-            KvFormat::F16 => d / 2 * PAGE_TOKENS,
-            KvFormat::Q8_0 => d / 4 * PAGE_TOKENS + d.div_ceil(64) * PAGE_TOKENS,
-        };
-        let page_bytes = (words * kv.kv_heads * 4) as u64;
+        let page_bytes = page_bytes(kv, format);
         let buffer = |what: &str| device.storage(what, page_bytes * pages as u64, "lower -c, or use --kv q8_0");
         Ok(KvBuffers {
             keys: buffer("cached keys")?,
@@ -47,6 +41,18 @@ impl KvBuffers {
             value_page_bytes: page_bytes,
         })
     }
+}
+
+/// Bytes of the keys, or of the values, of one page.
+pub(in crate::gpu) fn page_bytes(kv: &Kv, format: KvFormat) -> u64 {
+    let d = kv.head_dim;
+    // Words of one head of one page, keys or values: see shaders/lib/kv_read_*.wgsl.
+    let words = match format {
+        KvFormat::F32 => d * PAGE_TOKENS,
+        KvFormat::F16 => d / 2 * PAGE_TOKENS,
+        KvFormat::Q8_0 => d / 4 * PAGE_TOKENS + d.div_ceil(64) * PAGE_TOKENS,
+    };
+    (words * kv.kv_heads * 4) as u64
 }
 
 /// How the query heads of one key-value head are cut, and the tokens that fill a tile.
@@ -117,6 +123,18 @@ impl TileSets {
     pub(in crate::gpu) fn most_words(&self, batch: usize) -> usize {
         self.0.len() * 2 * batch
     }
+}
+
+/// Parts of the context, for so many items of work.
+fn splits(workgroups: usize, items: usize, pages: usize, window: Option<u32>) -> usize {
+    let pages = window.map_or(pages, |window| pages.min(window as usize / PAGE_TOKENS + 2));
+    (workgroups / items).min(pages / PART_PAGES).clamp(1, MAX_PARTS)
+}
+
+/// Dispatches for one token.
+pub(in crate::gpu) fn dispatches(heads: Heads, window: Option<u32>, pages: usize) -> usize {
+    let items = heads.kv_heads * AttentionPlan::narrow(heads).chunks;
+    if splits(NARROW_WORKGROUPS, items, pages, window) > 1 { 2 } else { 1 }
 }
 
 pub(super) fn refusal(heads: Heads, kv: KvFormat) -> Option<String> {
@@ -315,8 +333,7 @@ impl Attention {
         };
         let (tiles_at, tiles) = run.tiles[variant.tile_set];
         let items = tiles * self.heads.kv_heads * variant.plan.chunks;
-        let pages = self.window.map_or(run.pages, |window| run.pages.min(window as usize / PAGE_TOKENS + 2));
-        let splits = (variant.workgroups / items).min(pages / PART_PAGES).clamp(1, MAX_PARTS);
+        let splits = splits(variant.workgroups, items, run.pages, self.window);
         let call = if splits == 1 { &variant.whole } else { &variant.parts };
         let params = AttentionParams { tiles_at, splits: splits as u32, ..call.params };
         recorder.dispatch(call, &params, [self.heads.kv_heads * variant.plan.chunks, tiles, splits], 0);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytemuck::NoUninit;
 
 use super::{FEW_TOKENS, NONE, RunShape, Setup, bank_bytes, has_tail};
-use crate::gpu::device::GpuError;
+use crate::gpu::error::GpuError;
 use crate::gpu::kernels::{Kernel, gate as gate_override, tile_overrides};
 use crate::gpu::matrix::{Matrix, Rows};
 use crate::gpu::pipelines::{Call, Recorder};

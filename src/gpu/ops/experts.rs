@@ -3,7 +3,7 @@
 //! Few tokens: every pick's matrices are read where they lie, one dispatch for gate and up, one for down with the
 //! weighted sum in it. A batch is grouped by expert on the GPU first, so that an expert's weights are decoded once for
 //! all tokens that picked it. Experts are found through the slot map: a slot that is missing, or lies in another bank,
-//! is simply not summed, so several banks, GPUs and the CPU can share a layer.
+//! is simply not summed, so several banks, GPUs and the CPU can share a layer. A dispatch serves three banks at once.
 
 use std::sync::Arc;
 
@@ -11,7 +11,8 @@ use bytemuck::NoUninit;
 
 use super::dense::{Input, Place, Product, plain_product, record_plain};
 use super::{FEW_TOKENS, Setup};
-use crate::gpu::device::GpuError;
+use crate::gpu::error::GpuError;
+use crate::gpu::expert_slots::Pool;
 use crate::gpu::kernels::{Kernel, gate as gate_override, tile_overrides};
 use crate::gpu::matrix::{Bank, Matrix, Rows};
 use crate::gpu::pipelines::{Call, Recorder};
@@ -37,11 +38,11 @@ struct ExpertsParams {
     units: u32,
     row_quads: u32,
     rows: u32,
-    tokens: u32,
     used: u32,
     experts: u32,
     slots_at: u32,
-    bank_first: u32,
+    first_slot: u32,
+    slot_count: u32,
     bank_slots: u32,
     picks_stride: u32,
     x_at: u32,
@@ -66,8 +67,7 @@ struct SumParams {
     used: u32,
     experts: u32,
     slots_at: u32,
-    bank_first: u32,
-    bank_slots: u32,
+    slot_count: u32,
     picks_stride: u32,
     x_stride: u32,
     out_at: u32,
@@ -135,28 +135,42 @@ impl Router {
     }
 }
 
-/// One bank of an expert matrix, ready.
+/// Banks that a dispatch serves, at most: with the other buffers eight are bound, as many as every adapter has.
+pub(in crate::gpu) const BANKS: usize = 3;
+
+/// The calls for some banks of an expert matrix.
 struct BankCalls {
     rows_a_workgroup: usize,
     few: Call<ExpertsParams>,
     tiles: Vec<(usize, Call<ExpertsParams>)>,
-    sum: Option<Call<SumParams>>,
 }
 
 /// `Op::Experts`.
 pub(in crate::gpu) struct Experts {
     used: usize,
-    up: Arc<Matrix>,
-    down: Arc<Matrix>,
+    weights: ExpertWeights,
     up_banks: Vec<BankCalls>,
     down_banks: Vec<BankCalls>,
-    group: Option<Call<GroupParams>>,
+    /// For a batch: the grouping of its pairs, and the sum over a token's.
+    batch: Option<(Call<GroupParams>, Call<SumParams>)>,
+}
+
+/// A layer's experts on this device: all of them, or those that have a slot.
+#[derive(Clone)]
+pub(in crate::gpu) struct ExpertWeights {
+    pub up: Arc<Matrix>, // gate and up rows in turn
+    pub down: Arc<Matrix>,
+    pub experts: usize,
+    pub map: wgpu::Buffer, // slots of experts
+    pub map_at: u32,
+    /// Whether every expert has a slot.
+    pub complete: bool,
 }
 
 /// What both products of a layer share.
 struct Layer<'a> {
     picks: (View, &'a wgpu::Buffer),
-    slots: &'a wgpu::Buffer,
+    weights: &'a ExpertWeights,
     groups: Option<&'a wgpu::Buffer>,
     used: usize,
 }
@@ -166,72 +180,54 @@ impl Experts {
         setup: &mut Setup,
         [x, picks, out]: [Slot; 3],
         used: usize,
-        [gate, up, down]: [WeightId; 3],
+        weights: ExpertWeights,
         act: Activation,
     ) -> Result<Experts, GpuError> {
-        let up = setup.matrix(Rows::Paired(gate, up))?;
-        let down = setup.matrix(Rows::Stacked(vec![down]))?;
+        let ExpertWeights { up, down, .. } = &weights;
         let hidden = setup.scratch("expert activations")?;
         let batched = setup.batch > FEW_TOKENS;
         let groups = if batched { Some(setup.scratch("expert groups")?) } else { None };
         let outputs = if batched { Some(setup.scratch("expert outputs")?) } else { None };
-        let slot_map = slot_map(setup, up.experts)?;
         let (x, x_buffer) = setup.slots.of(x);
         let (out, out_buffer) = setup.slots.of(out);
         let picks = setup.slots.of(picks);
-        let hidden_view = View::alone(up.rows / 2);
-        let outputs_view = View::alone(down.rows);
-        let layer = Layer { picks, slots: &slot_map, groups: groups.as_ref(), used };
+        let layer = Layer { picks, weights: &weights, groups: groups.as_ref(), used };
 
-        let group = match &groups {
-            None => None,
-            Some(groups) => {
-                let params = GroupParams {
-                    pairs: 0,
-                    used: used as u32,
-                    experts: up.experts as u32,
-                    picks_stride: picks.0.stride as u32,
-                };
-                Some(setup.device.call(Kernel::ExpertsGroup, &[], &[picks.1, groups], params)?)
-            }
-        };
         let x = Place { view: x, buffer: x_buffer };
-        let hidden = Place { view: hidden_view, buffer: &hidden };
-        let gate = gate_override(act);
-        let mut up_banks = vec![];
-        for bank in &up.banks {
-            let kernel = Kernel::ExpertsGated(up.format, setup.team());
-            up_banks.push(layer.bank(setup, &up, bank, kernel, gate, x, hidden, hidden)?);
-        }
+        let hidden = Place { view: View::alone(up.rows / 2), buffer: &hidden };
         let out = Place { view: out, buffer: out_buffer };
-        let mut down_banks = vec![];
-        for bank in &down.banks {
-            let kernel = Kernel::ExpertsDown(down.format, setup.team());
-            let pairs = match &outputs {
-                Some(buffer) => Place { view: outputs_view, buffer },
-                None => out,
-            };
-            let mut calls = layer.bank(setup, &down, bank, kernel, 0, hidden, out, pairs)?;
-            if let Some(outputs) = &outputs {
-                let few = calls.few.params;
+        let pairs = match &outputs {
+            Some(buffer) => Place { view: View::alone(down.rows), buffer },
+            None => out,
+        };
+        let kernel = Kernel::ExpertsGated(up.format, setup.team());
+        let up_banks = layer.calls(setup, up, kernel, gate_override(act), [x, hidden, hidden])?;
+        let kernel = Kernel::ExpertsDown(down.format, setup.team());
+        let down_banks = layer.calls(setup, down, kernel, 0, [hidden, out, pairs])?;
+
+        let batch = match (&groups, &outputs) {
+            (Some(groups), Some(outputs)) => {
+                let experts = weights.experts as u32;
+                let picks_stride = picks.0.stride as u32;
+                let params = GroupParams { pairs: 0, used: used as u32, experts, picks_stride };
+                let group = setup.device.call(Kernel::ExpertsGroup, &[], &[picks.1, groups], params)?;
                 let params = SumParams {
                     n: down.rows as u32,
-                    used: few.used,
-                    experts: few.experts,
-                    slots_at: few.slots_at,
-                    bank_first: few.bank_first,
-                    bank_slots: few.bank_slots,
-                    picks_stride: few.picks_stride,
-                    x_stride: outputs_view.stride as u32,
+                    used: used as u32,
+                    experts,
+                    slots_at: weights.map_at,
+                    slot_count: down.experts as u32,
+                    picks_stride,
+                    x_stride: pairs.view.stride as u32,
                     out_at: out.view.at as u32,
                     out_stride: out.view.stride as u32,
                 };
-                let buffers = [outputs, picks.1, &slot_map, out.buffer];
-                calls.sum = Some(setup.device.call(Kernel::ExpertsSum, &[], &buffers, params)?);
+                let buffers = [outputs, picks.1, &weights.map, out.buffer];
+                Some((group, setup.device.call(Kernel::ExpertsSum, &[], &buffers, params)?))
             }
-            down_banks.push(calls);
-        }
-        Ok(Experts { used, up, down, up_banks, down_banks, group })
+            _ => None,
+        };
+        Ok(Experts { used, weights, up_banks, down_banks, batch })
     }
 
     pub(super) fn record(&self, recorder: &mut Recorder, tokens: usize) {
@@ -243,92 +239,126 @@ impl Experts {
     }
 
     fn record_few(&self, recorder: &mut Recorder, tokens: usize) {
+        let ExpertWeights { up, down, .. } = &self.weights;
         for (i, calls) in self.up_banks.iter().enumerate() {
-            let groups = [self.up.rows.div_ceil(calls.rows_a_workgroup), self.used, tokens];
-            recorder.dispatch(&calls.few, &calls.few.params, groups, self.picked_bytes(&self.up, i, tokens));
+            let groups = [up.rows.div_ceil(calls.rows_a_workgroup), self.used, tokens];
+            recorder.dispatch(&calls.few, &calls.few.params, groups, self.picked_bytes(up, i, tokens));
         }
         for (i, calls) in self.down_banks.iter().enumerate() {
-            let groups = [self.down.rows.div_ceil(calls.rows_a_workgroup), tokens, 1];
-            recorder.dispatch(&calls.few, &calls.few.params, groups, self.picked_bytes(&self.down, i, tokens));
+            let groups = [down.rows.div_ceil(calls.rows_a_workgroup), tokens, 1];
+            recorder.dispatch(&calls.few, &calls.few.params, groups, self.picked_bytes(down, i, tokens));
         }
     }
 
-    /// Bytes of the experts that so many tokens pick; counted with the first bank, whichever they lie in.
-    fn picked_bytes(&self, matrix: &Matrix, bank: usize, tokens: usize) -> u64 {
-        if bank == 0 { (tokens * self.used * matrix.rows * matrix.row_bytes) as u64 } else { 0 }
+    /// Bytes of the experts that so many tokens pick, counted with the first banks, whichever they lie in. What of a
+    /// pool is read is known to the GPU alone: none is counted.
+    fn picked_bytes(&self, matrix: &Matrix, banks: usize, tokens: usize) -> u64 {
+        let counted = banks == 0 && self.weights.complete;
+        if counted { (tokens * self.used * matrix.rows * matrix.row_bytes) as u64 } else { 0 }
     }
 
     fn record_batch(&self, recorder: &mut Recorder, tokens: usize) {
-        let Some(group) = &self.group else { return };
+        let Some((group, sum)) = &self.batch else { return };
+        let ExpertWeights { up, down, experts, .. } = &self.weights;
         let pairs = GroupParams { pairs: (tokens * self.used) as u32, ..group.params };
         recorder.dispatch(group, &pairs, [1, 1, 1], 0);
-        for (matrix, banks) in [(&self.up, &self.up_banks), (&self.down, &self.down_banks)] {
-            for calls in banks {
+        for (matrix, banks) in [(up, &self.up_banks), (down, &self.down_banks)] {
+            for (i, calls) in banks.iter().enumerate() {
                 // Few pairs an expert fill a small tile better.
-                let likely = tokens * self.used / matrix.experts;
+                let likely = tokens * self.used / experts;
                 let fits = calls.tiles.iter().find(|(tile, _)| likely <= *tile).or(calls.tiles.last());
                 let Some((tile, call)) = fits else { return };
-                let params = ExpertsParams { tokens: tokens as u32, ..call.params };
-                let groups = [matrix.rows.div_ceil(128), matrix.experts, tokens.div_ceil(*tile)];
-                let bytes = matrix.experts.min(tokens * self.used) * matrix.rows * matrix.row_bytes;
-                recorder.dispatch(call, &params, groups, bytes as u64);
-                if let Some(sum) = &calls.sum {
-                    let groups = [(sum.params.n as usize).div_ceil(256), tokens, 1];
-                    recorder.dispatch(sum, &sum.params, groups, 0);
-                }
+                let groups = [matrix.rows.div_ceil(128), *experts, tokens.div_ceil(*tile)];
+                let bytes = self.picked_bytes(matrix, i, tokens.min(experts.div_ceil(self.used)));
+                recorder.dispatch(call, &call.params, groups, bytes);
             }
         }
+        recorder.dispatch(sum, &sum.params, [(sum.params.n as usize).div_ceil(256), tokens, 1], 0);
     }
 }
 
 impl Layer<'_> {
-    /// One bank's calls: `few` writes `out`, the tiles write one row a pair to `pairs`.
-    fn bank(
+    /// The calls for all banks of a matrix: for few tokens from `x` to `out`, for a batch one row a pair to `pairs`.
+    fn calls(
         &self,
-        setup: &mut Setup,
+        setup: &Setup,
         matrix: &Matrix,
-        bank: &Bank,
         kernel: Kernel,
         gate: u32,
-        x: Place,
-        out: Place,
-        pairs: Place,
+        [x, out, pairs]: [Place; 3],
+    ) -> Result<Vec<BankCalls>, GpuError> {
+        matrix
+            .banks
+            .chunks(BANKS)
+            .map(|banks| self.bank_calls(setup, matrix, banks, kernel, gate, [x, out, pairs]))
+            .collect()
+    }
+
+    fn bank_calls(
+        &self,
+        setup: &Setup,
+        matrix: &Matrix,
+        banks: &[Bank],
+        kernel: Kernel,
+        gate: u32,
+        [x, out, pairs]: [Place; 3],
     ) -> Result<BankCalls, GpuError> {
         let (picks, picks_buffer) = self.picks;
+        let slots = |rows: usize| (rows / matrix.rows) as u32;
         let params = |out: View| ExpertsParams {
             units: matrix.units as u32,
             row_quads: matrix.row_quads(),
             rows: matrix.rows as u32,
-            tokens: 0,
             used: self.used as u32,
-            experts: matrix.experts as u32,
-            slots_at: 0,
-            bank_first: (bank.first_row / matrix.rows) as u32,
-            bank_slots: (bank.rows / matrix.rows) as u32,
+            experts: self.weights.experts as u32,
+            slots_at: self.weights.map_at,
+            first_slot: slots(banks[0].first_row),
+            slot_count: slots(banks.iter().map(|bank| bank.rows).sum()),
+            bank_slots: slots(banks[0].rows),
             picks_stride: picks.stride as u32,
             x_at: (x.view.at / 4) as u32,
             x_stride: (x.view.stride / 4) as u32,
             out_at: out.at as u32,
             out_stride: out.stride as u32,
         };
+        let bank = |i: usize| &banks[i.min(banks.len() - 1)].buffer;
+        let inputs = [bank(0), bank(1), bank(2), x.buffer, picks_buffer, &self.weights.map];
         let rows_a_workgroup = setup.device.rows_per_workgroup(matrix.rows);
-        let mut overrides = vec![("ROWS", rows_a_workgroup)];
+        let count = ("BANKS", banks.len() as u32);
+        let mut overrides = vec![("ROWS", rows_a_workgroup), count];
         if gate != 0 {
             overrides.push(("GATE", gate));
         }
-        let buffers = [&bank.buffer, x.buffer, picks_buffer, self.slots, out.buffer];
+        let buffers = [&inputs[..], &[out.buffer]].concat();
         let few = setup.device.call(kernel, &overrides, &buffers, params(out.view))?;
         let mut tiles = vec![];
         if let Some(groups) = self.groups {
             for tokens in [1, usize::MAX] {
                 let (tile, mut overrides) = tile_overrides(tokens);
-                overrides.push(("GATE", gate));
-                let buffers = [&bank.buffer, x.buffer, picks_buffer, self.slots, pairs.buffer, groups];
+                overrides.extend([("GATE", gate), count]);
+                let buffers = [&inputs[..], &[pairs.buffer, groups]].concat();
                 let kernel = Kernel::ExpertsMatmul(matrix.format);
                 tiles.push((tile, setup.device.call(kernel, &overrides, &buffers, params(pairs.view))?));
             }
         }
-        Ok(BankCalls { rows_a_workgroup: rows_a_workgroup as usize, few, tiles, sum: None })
+        Ok(BankCalls { rows_a_workgroup: rows_a_workgroup as usize, few, tiles })
+    }
+}
+
+impl ExpertWeights {
+    /// All experts of the layer, uploaded: expert e lies in slot e.
+    pub(super) fn whole(setup: &mut Setup, [gate, up, down]: [WeightId; 3]) -> Result<ExpertWeights, GpuError> {
+        let up = setup.matrix(Rows::Paired(gate, up))?;
+        let down = setup.matrix(Rows::Stacked(vec![down]))?;
+        let experts = up.experts;
+        let map = slot_map(setup, experts)?;
+        Ok(ExpertWeights { up, down, experts, map, map_at: 0, complete: true })
+    }
+
+    /// The step's part of a pool.
+    pub(super) fn pooled(pool: &Pool, map_at: u32) -> ExpertWeights {
+        let [up, down] = [&pool.up, &pool.down].map(Arc::clone);
+        ExpertWeights { up, down, experts: pool.experts, map: pool.map.clone(), map_at, complete: false }
     }
 }
 

@@ -27,10 +27,13 @@ unsafe fn nibbles(rows: &[*const u8; 8], offset: usize, mut put: impl FnMut(usiz
 #[inline]
 #[target_feature(enable = "avx2")]
 fn fifth_bits(q: __m256i, high: __m256i, k4: usize) -> __m256i {
-    // Times 2^4 + 2^11 + 2^18 + 2^25 copies four bits to where each is bit 4 of its own byte; no two copies meet.
-    let four = _mm256_and_si256(shift_right(high, 4 * k4), _mm256_set1_epi32(15));
-    let spread = _mm256_mullo_epi32(four, _mm256_set1_epi32(1 << 4 | 1 << 11 | 1 << 18 | 1 << 25));
-    or_masked(q, spread, 0x10)
+    // The byte with these bits four times; then the upper four bits of it, each in a byte of its own, become 16.
+    let copy = _mm256_set1_epi32(0x0101_0101 * (k4 as i32 / 2));
+    let dwords = _mm256_setr_epi32(0, 0x0404_0404, 0x0808_0808, 0x0c0c_0c0c, 0, 0x0404_0404, 0x0808_0808, 0x0c0c_0c0c);
+    let bits = _mm256_shuffle_epi8(high, _mm256_add_epi32(copy, dwords));
+    let bits = if k4.is_multiple_of(2) { _mm256_slli_epi16::<4>(bits) } else { bits };
+    let bits = _mm256_and_si256(bits, _mm256_set1_epi32(0x8040_2010_u32 as i32));
+    _mm256_or_si256(q, _mm256_min_epu8(bits, _mm256_set1_epi8(16)))
 }
 
 /// d (and a negative min beside it) of a block whose first dword is `head`.

@@ -1,14 +1,17 @@
 //! x86-64 with AVX2, FMA and F16C: int8 products by `vpmaddubsw`, which multiplies unsigned by signed.
+//!
+//! One token takes the same way as many. Unpacking 16 rows side by side costs less than what a row by itself needs: its
+//! scales one by one, and sums across lanes for each block.
 
 mod blocks32;
 mod k_quants;
-mod rows;
 mod tile;
 mod transpose;
+pub(crate) mod vector;
 
 use crate::acts::{ActKind, ActRow, Quantised};
 use crate::format::Format;
-use crate::kernels::{Batch, Linear, Matvec, Rows};
+use crate::kernels::{Batch, Linear, Rows};
 use crate::simd::scalar;
 
 /// The int8 products of a format; `None` where it has no integer form.
@@ -30,9 +33,7 @@ pub(crate) fn linear(format: Format) -> Option<Linear> {
         Format::TQ2_0 => tile::linear::<k_quants::Tq2>,
         _ => return None,
     };
-    let matvec: Option<Matvec> = rows::matvec(format);
-    let linear = linear(format);
-    Some(Linear { matvec: matvec.unwrap_or(linear.matvec), ..linear })
+    Some(linear(format))
 }
 
 /// Plain and decoded weights times f32 activations: the portable loops, compiled for wider lanes.

@@ -137,7 +137,7 @@ unsafe fn product<U: Unpack, const TILES: usize>(rows: &Rows<'_>, batch: &Batch<
             let depth = DEPTH.min(rows.k - at);
             for (i, tile) in tiles[..used].iter_mut().enumerate() {
                 // SAFETY: the rows exist, and the tile holds `depth` weights of 16.
-                unsafe { unpack::<U>(rows, first + i * ROWS, at, depth, tile.as_mut_ptr()) };
+                unsafe { unpack::<U, TILES>(rows, first + i * ROWS, at, depth, tile.as_mut_ptr()) };
             }
             for slot in (0..slots).step_by(TOKENS) {
                 acts.fill::<U>(batch, slot, TOKENS.min(slots - slot), at, depth);
@@ -163,16 +163,28 @@ unsafe fn product<U: Unpack, const TILES: usize>(rows: &Rows<'_>, batch: &Batch<
     }
 }
 
-/// Unpacks weights at .. at + depth of 16 rows from `first`. Past the last row it is repeated.
+/// Unpacks weights at .. at + depth of 16 rows from `first`. Past the last row it is repeated. The rows of the tile that
+/// will come next are prefetched in address order.
 ///
 /// # Safety
 /// `tile` may be written; sizes were checked by `Linear`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn unpack<U: Unpack>(rows: &Rows<'_>, first: usize, at: usize, depth: usize, tile: *mut Tile) {
+unsafe fn unpack<U: Unpack, const TILES: usize>(
+    rows: &Rows<'_>,
+    first: usize,
+    at: usize,
+    depth: usize,
+    tile: *mut Tile,
+) {
     let block_len = <U::Shape as Shape>::ACT.block_len();
     let offset = at / block_len * U::BYTES;
+    let next = rows.bytes.as_ptr().wrapping_add((first + ROWS * TILES) * rows.row_bytes + offset * ROWS);
+    let bytes = depth / block_len * U::BYTES * 8;
     for half in 0..ROWS / 8 {
+        for line in (0..bytes).step_by(64) {
+            _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(half * bytes + line).cast());
+        }
         let mut pointers: [*const u8; 8] = std::array::from_fn(|r| {
             let row = (first + half * 8 + r).min(rows.n - 1);
             rows.bytes[row * rows.row_bytes + offset..].as_ptr()
@@ -219,7 +231,10 @@ impl Strip {
         let acts = &batch.acts;
         for i in 0..n {
             let values = batch.tokens.token(slot + i) * acts.k() + at;
-            self.q[i * DEPTH..][..depth].copy_from_slice(&acts.q[values..][..depth]);
+            let (from, into) = (&acts.q[values..][..depth], &mut self.q[i * DEPTH..][..depth]);
+            for (from, into) in from.as_chunks::<32>().0.iter().zip(into.as_chunks_mut::<32>().0) {
+                *into = *from;
+            }
             let d = &mut self.d[i * (DEPTH / 32)..][..depth / d_len];
             d.copy_from_slice(&acts.d[values / d_len..][..depth / d_len]);
             let all = if sub_len == 16 { acts.sums16 } else { acts.sums32 };

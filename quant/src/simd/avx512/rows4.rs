@@ -5,7 +5,7 @@
 //! Products of 6-bit weights and int8 activations fit 16 bits in pairs (`vpmaddubsw`), and `vpdpwssd` then multiplies by
 //! the integer scale, so a super-block needs one conversion to f32. `vgf2p8affineqb` picks any bits of a byte in one
 //! instruction, other bits in the upper half of a vector than in the lower. The next four rows are prefetched in
-//! address order, which also keeps the hardware prefetcher going.
+//! address order: into the first level, and farther ahead into the second, where more requests may be under way.
 
 use std::arch::x86_64::*;
 
@@ -14,6 +14,8 @@ use crate::acts::ActRow;
 use crate::kernels::Rows;
 
 const ROWS: usize = 4;
+/// How far the second-level cache is filled ahead, beyond the four rows that the first level holds already.
+const FAR: usize = 16384;
 
 /// The activations of one super-block.
 #[derive(Clone, Copy)]
@@ -38,7 +40,7 @@ pub(super) trait Rows4 {
 
     /// # Safety
     /// Each row points at a readable block; the activations are whole.
-    unsafe fn block(rows: [*const u8; ROWS], act: Block256, sums: &mut Sums);
+    unsafe fn block(rows: [*const u8; ROWS], act: Block256, sums: &mut Sums, headers: &mut Headers);
 }
 
 /// # Safety
@@ -46,6 +48,7 @@ pub(super) trait Rows4 {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,gfni")]
 pub(super) unsafe fn matvec<F: Rows4>(rows: &Rows<'_>, act: &ActRow<'_>, out: &mut [f32]) {
     let start = rows.bytes.as_ptr();
+    let mut headers = Headers { scales: [0; 2 * ROWS * 4], d: [0.0; ROWS] };
     for (group, out) in out.chunks_mut(ROWS).enumerate() {
         // Past the last row it stands in, and its products are dropped.
         let first = group * ROWS;
@@ -54,7 +57,9 @@ pub(super) unsafe fn matvec<F: Rows4>(rows: &Rows<'_>, act: &ActRow<'_>, out: &m
         let mut sums = Sums { rows: [_mm512_setzero_ps(); ROWS], lanes: _mm512_setzero_ps() };
         for b in 0..rows.k / 256 {
             for line in 0..(ROWS * F::BYTES).div_ceil(64) {
-                _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(b * ROWS * F::BYTES + line * 64).cast());
+                let next = next.wrapping_add(b * ROWS * F::BYTES + line * 64);
+                _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(FAR).cast());
+                _mm_prefetch::<_MM_HINT_T0>(next.cast());
             }
             // SAFETY: block b of rows that exist, and of activations of the same k.
             unsafe {
@@ -64,7 +69,7 @@ pub(super) unsafe fn matvec<F: Rows4>(rows: &Rows<'_>, act: &ActRow<'_>, out: &m
                     sums32: act.sums32.as_ptr().add(b * 8),
                     d: *act.d.as_ptr().add(b),
                 };
-                F::block(std::array::from_fn(|r| at(r).add(b * F::BYTES)), act, &mut sums);
+                F::block(std::array::from_fn(|r| at(r).add(b * F::BYTES)), act, &mut sums, &mut headers);
             }
         }
         let mut rows = sums.rows;
@@ -95,22 +100,46 @@ fn halves(low: i64, high: i64) -> __m512i {
     _mm512_set_epi64(high, high, high, high, low, low, low, low)
 }
 
-/// The scales of row r for chunk j of 64 weights: 16-bit, scale 2 j in the lower half, 2 j + 1 in the upper.
+/// `sum + a . b` of pairs of words. The compiler would split `_mm512_dpwssd_epi32` into a product and a sum, which takes
+/// one more slot of the two ports that everything here waits for.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn scale_pair(scales: __m512i, j: i32) -> __m512i {
-    let (low, high) = (0x8000 | (2 * j), 0x8000 | (2 * j + 1));
-    let pattern = |byte: i32| _mm256_set1_epi16(byte as i16);
-    let index = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(pattern(low)), pattern(high));
-    _mm512_shuffle_epi8(scales, index)
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn dot_words(mut sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
+    // SAFETY: one arithmetic instruction, which exists.
+    unsafe {
+        std::arch::asm!("vpdpwssd {0}, {1}, {2}", inout(zmm_reg) sum, in(zmm_reg) a, in(zmm_reg) b,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    sum
 }
 
-/// Headers of Q4_K and Q5_K, unpacked for four rows.
-struct Headers {
-    /// Lane r: the 8 scales of row r, then its 8 mins, in bytes.
-    scales: __m512i,
-    /// Lane r: d of row r times that of the activations.
-    d: __m512,
+/// Headers of Q4_K and Q5_K, unpacked for four rows, in memory: a broadcast costs nothing on the way of a load, but a
+/// slot of the busiest port from a register.
+#[repr(C, align(64))]
+pub(super) struct Headers {
+    /// Scales as pairs of equal words: [half][row][4], scale j of a row being number j % 4 of half j / 4.
+    scales: [i32; 2 * ROWS * 4],
+    /// d times that of the activations.
+    d: [f32; ROWS],
+}
+
+/// Adds the products of chunk J (64 weights, two scales) of row r to two sums: with the scale of its lower half, and
+/// with that of its upper half. The other half of either sum is dropped in the end.
+///
+/// # Safety
+/// AVX-512 as in the module.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn scaled<const J: usize>(headers: &Headers, r: usize, products: __m512i, sums: &mut [__m512i; 2]) {
+    let scales = &raw const headers.scales[r * 4];
+    // SAFETY: instructions that exist; scales 2 J and 2 J + 1 of row r are in `headers`.
+    unsafe {
+        std::arch::asm!(
+            "vpdpwssd {0}, {2}, dword ptr [{3} + {4}]{{1to16}}",
+            "vpdpwssd {1}, {2}, dword ptr [{3} + {4} + 4]{{1to16}}",
+            inout(zmm_reg) sums[0], inout(zmm_reg) sums[1], in(zmm_reg) products, in(reg) scales,
+            const J / 2 * ROWS * 16 + J % 2 * 8, options(pure, readonly, nostack, preserves_flags));
+    }
 }
 
 /// Unpacks the headers and takes the mins into account.
@@ -119,7 +148,7 @@ struct Headers {
 /// As `Rows4::block`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,gfni")]
-unsafe fn headers(rows: [*const u8; ROWS], act: Block256, sums: &mut Sums) -> Headers {
+unsafe fn unpack_headers(rows: [*const u8; ROWS], act: Block256, sums: &mut Sums, into: &mut Headers) {
     // SAFETY: by the caller.
     let (heads, totals) = unsafe {
         let head = |r: usize| _mm_loadu_si128(rows[r].cast());
@@ -140,13 +169,13 @@ unsafe fn headers(rows: [*const u8; ROWS], act: Block256, sums: &mut Sums) -> He
     let tops = _mm512_srli_epi32::<2>(_mm512_shuffle_epi32::<0b10_00_01_00>(heads)); // . x . y
     let scales = _mm512_ternarylogic_epi32::<0xf8>(plain, tops, lanes(0, 0x30303030, 0, 0x30303030));
 
-    // dmin of row r four times in the lower half, d in the upper.
+    // dmin of row r four times in the lower half, d once in the upper.
     const PICK: [u8; 64] = {
         let mut pick = [0; 64];
         let mut i = 0;
         while i < 64 {
-            let row = i % 32 / 8;
-            pick[i] = (row * 16 + if i < 32 { 2 } else { 0 } + i % 2) as u8;
+            let (row, at) = if i < 32 { (i / 8, 2) } else { (i % 8 / 2, 0) };
+            pick[i] = (row * 16 + at + i % 2) as u8;
             i += 1;
         }
         pick
@@ -155,24 +184,30 @@ unsafe fn headers(rows: [*const u8; ROWS], act: Block256, sums: &mut Sums) -> He
     let halves = unsafe { _mm512_permutexvar_epi8(_mm512_loadu_si512(PICK.as_ptr().cast()), heads) };
     let act_d = _mm512_set1_ps(act.d);
     let dmin = _mm512_mul_ps(_mm512_cvtph_ps(_mm512_castsi512_si256(halves)), act_d);
-    let d = _mm512_mul_ps(_mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(halves)), act_d);
+    let d = _mm_cvtph_ps(_mm256_castsi256_si128(_mm512_extracti64x4_epi64::<1>(halves)));
 
     let mins = _mm512_unpackhi_epi8(scales, _mm512_setzero_si512());
     let mins = _mm512_cvtepi32_ps(_mm512_madd_epi16(mins, totals));
     sums.lanes = _mm512_fnmadd_ps(mins, dmin, sums.lanes);
-    Headers { scales, d }
+
+    let words = _mm512_unpacklo_epi8(scales, _mm512_setzero_si512());
+    // SAFETY: the parts of `Headers` have these sizes. The empty assembly keeps the compiler from seeing through the
+    // memory.
+    unsafe {
+        let scales = into.scales.as_mut_ptr().cast::<__m512i>();
+        scales.write(_mm512_unpacklo_epi16(words, words));
+        scales.add(1).write(_mm512_unpackhi_epi16(words, words));
+        into.d.as_mut_ptr().cast::<__m128>().write(_mm_mul_ps(d, _mm_set1_ps(act.d)));
+        std::arch::asm!("/* {0} */", in(reg) into, options(nostack, preserves_flags));
+    }
 }
 
-/// The lane of row `r`, in all lanes.
+/// Adds up a row: its scaled products, times d.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn lane(x: __m512i, r: usize) -> __m512i {
-    match r {
-        0 => _mm512_shuffle_i32x4::<0x00>(x, x),
-        1 => _mm512_shuffle_i32x4::<0x55>(x, x),
-        2 => _mm512_shuffle_i32x4::<0xaa>(x, x),
-        _ => _mm512_shuffle_i32x4::<0xff>(x, x),
-    }
+fn finish(headers: &Headers, r: usize, dots: [__m512i; 2], sums: &mut Sums) {
+    let dot = _mm512_cvtepi32_ps(_mm512_mask_blend_epi32(0xff00, dots[0], dots[1]));
+    sums.rows[r] = _mm512_fmadd_ps(dot, _mm512_set1_ps(headers.d[r]), sums.rows[r]);
 }
 
 pub(super) struct Q4K;
@@ -182,22 +217,23 @@ impl Rows4 for Q4K {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,gfni")]
-    unsafe fn block(rows: [*const u8; ROWS], act: Block256, sums: &mut Sums) {
+    unsafe fn block(rows: [*const u8; ROWS], act: Block256, sums: &mut Sums, headers: &mut Headers) {
         let nibbles = halves(move_bits(4, 0, 0), move_bits(4, 4, 0));
         // SAFETY: by the caller; offsets stay inside a block.
         unsafe {
-            let Headers { scales, d } = headers(rows, act, sums);
+            unpack_headers(rows, act, sums, headers);
             let a: [__m512i; 4] = std::array::from_fn(|j| _mm512_loadu_si512(act.q.add(64 * j).cast()));
             for r in 0..ROWS {
-                let scales = lane(scales, r);
-                let mut dot = _mm512_setzero_si512();
-                for j in 0..4 {
+                let products = |j: usize| {
                     let q = _mm512_broadcast_i64x4(_mm256_loadu_si256(rows[r].add(16 + 32 * j).cast()));
-                    let q = _mm512_gf2p8affine_epi64_epi8::<0>(q, nibbles);
-                    dot = _mm512_dpwssd_epi32(dot, _mm512_maddubs_epi16(q, a[j]), scale_pair(scales, j as i32));
-                }
-                let d = _mm512_castsi512_ps(lane(_mm512_castps_si512(d), r));
-                sums.rows[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), d, sums.rows[r]);
+                    _mm512_maddubs_epi16(_mm512_gf2p8affine_epi64_epi8::<0>(q, nibbles), a[j])
+                };
+                let mut dots = [_mm512_setzero_si512(); 2];
+                scaled::<0>(headers, r, products(0), &mut dots);
+                scaled::<1>(headers, r, products(1), &mut dots);
+                scaled::<2>(headers, r, products(2), &mut dots);
+                scaled::<3>(headers, r, products(3), &mut dots);
+                finish(headers, r, dots, sums);
             }
         }
     }
@@ -210,7 +246,7 @@ impl Rows4 for Q5K {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,gfni")]
-    unsafe fn block(rows: [*const u8; ROWS], act: Block256, sums: &mut Sums) {
+    unsafe fn block(rows: [*const u8; ROWS], act: Block256, sums: &mut Sums, headers: &mut Headers) {
         let nibbles = halves(move_bits(4, 0, 0), move_bits(4, 4, 0));
         let fifth = [
             halves(move_bits(1, 0, 4), move_bits(1, 1, 4)),
@@ -220,20 +256,22 @@ impl Rows4 for Q5K {
         ];
         // SAFETY: by the caller; offsets stay inside a block.
         unsafe {
-            let Headers { scales, d } = headers(rows, act, sums);
+            unpack_headers(rows, act, sums, headers);
             let a: [__m512i; 4] = std::array::from_fn(|j| _mm512_loadu_si512(act.q.add(64 * j).cast()));
             for r in 0..ROWS {
-                let scales = lane(scales, r);
                 let high = _mm512_broadcast_i64x4(_mm256_loadu_si256(rows[r].add(16).cast()));
-                let mut dot = _mm512_setzero_si512();
-                for j in 0..4 {
+                let products = |j: usize| {
                     let q = _mm512_broadcast_i64x4(_mm256_loadu_si256(rows[r].add(48 + 32 * j).cast()));
-                    let q = _mm512_gf2p8affine_epi64_epi8::<0>(q, nibbles);
-                    let q = _mm512_or_si512(q, _mm512_gf2p8affine_epi64_epi8::<0>(high, fifth[j]));
-                    dot = _mm512_dpwssd_epi32(dot, _mm512_maddubs_epi16(q, a[j]), scale_pair(scales, j as i32));
-                }
-                let d = _mm512_castsi512_ps(lane(_mm512_castps_si512(d), r));
-                sums.rows[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), d, sums.rows[r]);
+                    let low = _mm512_gf2p8affine_epi64_epi8::<0>(q, nibbles);
+                    let q = _mm512_or_si512(low, _mm512_gf2p8affine_epi64_epi8::<0>(high, fifth[j]));
+                    _mm512_maddubs_epi16(q, a[j])
+                };
+                let mut dots = [_mm512_setzero_si512(); 2];
+                scaled::<0>(headers, r, products(0), &mut dots);
+                scaled::<1>(headers, r, products(1), &mut dots);
+                scaled::<2>(headers, r, products(2), &mut dots);
+                scaled::<3>(headers, r, products(3), &mut dots);
+                finish(headers, r, dots, sums);
             }
         }
     }
@@ -246,7 +284,7 @@ impl Rows4 for Q6K {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,gfni")]
-    unsafe fn block(rows: [*const u8; ROWS], act: Block256, sums: &mut Sums) {
+    unsafe fn block(rows: [*const u8; ROWS], act: Block256, sums: &mut Sums, _headers: &mut Headers) {
         let two_bits = [halves(move_bits(2, 0, 4), move_bits(2, 2, 4)), halves(move_bits(2, 4, 4), move_bits(2, 6, 4))];
         let nibble = _mm512_set1_epi8(15);
         // Words of 16 scales for 64 weights each: four scales, each over a 128-bit lane.
@@ -280,7 +318,7 @@ impl Rows4 for Q6K {
                         let q = _mm512_ternarylogic_epi32::<0xf8>(two, four, nibble); // two | four & nibble
                         let j = 2 * half + part;
                         let scale = _mm512_permutexvar_epi16(spread(4 * j as i64), scales);
-                        dot = _mm512_dpwssd_epi32(dot, _mm512_maddubs_epi16(q, a[j]), scale);
+                        dot = dot_words(dot, _mm512_maddubs_epi16(q, a[j]), scale);
                     }
                 }
                 let d = match r {

@@ -22,13 +22,15 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     lanes.iter().sum::<f32>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f32>()
 }
 
-fn axpy(y: &mut [f32], a: f32, x: &[f32]) {
+#[inline(always)]
+pub(crate) fn axpy(y: &mut [f32], a: f32, x: &[f32]) {
     for (y, x) in y.iter_mut().zip(x) {
         *y += a * x;
     }
 }
 
-fn scale_mul(y: &mut [f32], x: &[f32], s: f32, w: &[f32]) {
+#[inline(always)]
+pub(crate) fn scale_mul(y: &mut [f32], x: &[f32], s: f32, w: &[f32]) {
     for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
         *y = x * s * w;
     }
@@ -65,7 +67,8 @@ fn exp_sub(x: &mut [f32], max: f32) -> f32 {
     sum as f32
 }
 
-fn scale(x: &mut [f32], s: f32) {
+#[inline(always)]
+pub(crate) fn scale(x: &mut [f32], s: f32) {
     for x in x {
         *x *= s;
     }

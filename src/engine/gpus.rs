@@ -1,0 +1,287 @@
+//! Which GPUs a model runs on, and what goes where.
+//!
+//! Everything here is decided from the header of the file and what the adapters say of themselves, before a weight is
+//! read: `outline` is all that showing a placement takes, `open` then uploads. Asked for `auto`, any failure leaves the
+//! model on the CPU and says so in one line; what was asked for by number fails with an error.
+
+use std::sync::Arc;
+
+use super::hybrid::{ExpertChoice, SlotPlan};
+use super::{EngineConfig, EngineError};
+use crate::backend::KvFormat;
+use crate::gpu::{AdapterReport, Devices, Gpu, GpuConfig, GpuError, Handicap, Listing, dispatches, refusal, room};
+use crate::plan::{KvId, Op, PAGE_TOKENS, Plan, Room, Side, Sides, Step, WeightId, place};
+use crate::weights::Weights;
+
+/// Which GPUs may be used.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum GpuChoice {
+    #[default]
+    Off,
+    /// Hardware that is there, as far as it goes; the CPU when that fails.
+    Auto,
+    /// These adapters, or an error.
+    These(Vec<usize>),
+}
+
+/// How GPUs are used.
+#[derive(Clone, Debug, Default)]
+pub struct GpuOptions {
+    pub choice: GpuChoice,
+    /// Whether the absence of GPUs is worth telling.
+    pub asked: bool,
+    /// Layers on GPUs, the head counted as one; `None` is as many as have room.
+    pub layers: Option<usize>,
+    /// Bytes of each GPU's memory, at most; `None` is nine tenths of what it has.
+    pub memory: Option<u64>,
+    /// Experts stay on the CPU, whatever else its layer does.
+    pub experts_on_cpu: bool,
+    /// A placement in place of the one that fits best.
+    pub sides: Option<Sides>,
+    pub handicap: Handicap,
+    /// How adapters are listed, in place of what the environment says.
+    pub listing: Option<Listing>,
+}
+
+/// A placed plan and the adapters of its sides.
+pub struct Outline {
+    pub plan: Arc<Plan>,
+    /// By the number of the side.
+    pub adapters: Vec<AdapterReport>,
+    /// What each may hold.
+    pub budgets: Vec<Option<u64>>,
+    /// Slots for experts, when those do not all fit.
+    pub slots: Option<SlotPlan>,
+    devices: Option<Devices>,
+}
+
+/// What one GPU holds of a loaded model.
+#[derive(Clone, Debug)]
+pub struct GpuShare {
+    /// Of `rynd devices`.
+    pub index: usize,
+    pub name: String,
+    /// Layers, the head counted as one.
+    pub layers: usize,
+    /// Of all its buffers: weights, caches, activations.
+    pub bytes: u64,
+    pub budget: Option<u64>,
+}
+
+impl GpuShare {
+    /// Of the GPU of this side.
+    pub(super) fn new(plan: &Plan, side: Side, gpu: &Gpu, budget: Option<u64>) -> GpuShare {
+        let here = |layer: Option<u32>| plan.steps.iter().any(|step| step.layer == layer && step.side == side);
+        let layers = (0..plan.layers as u32).filter(|&layer| here(Some(layer))).count();
+        let head = plan.steps.last().is_some_and(|step| step.side == side);
+        let report = gpu.device().report();
+        GpuShare {
+            index: report.index,
+            name: report.name.clone(),
+            layers: layers + usize::from(head),
+            bytes: gpu.device().allocated_bytes(),
+            budget,
+        }
+    }
+}
+
+/// Sizes of a loaded model.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    pub batch: usize,
+    pub pages: usize,
+    pub kv: KvFormat,
+}
+
+impl Sizes {
+    /// Of a configuration for this plan.
+    pub fn new(plan: &Plan, config: &EngineConfig) -> Sizes {
+        let context = config.context(plan);
+        let kv = if config.exact { KvFormat::F32 } else { config.kv };
+        let pages = context.div_ceil(PAGE_TOKENS) * config.sessions.max(1);
+        Sizes { batch: config.batch.clamp(1, context), pages, kv }
+    }
+}
+
+impl Outline {
+    /// Everything on the CPU.
+    pub fn cpu(plan: Plan) -> Outline {
+        Outline { plan: Arc::new(plan), adapters: vec![], budgets: vec![], slots: None, devices: None }
+    }
+
+    /// The placement that the configuration asks for.
+    pub fn new(plan: &Plan, config: &EngineConfig) -> Result<Outline, EngineError> {
+        let gpu = &config.gpu;
+        let devices = match &gpu.choice {
+            GpuChoice::Off => return Ok(Outline::cpu(plan.clone())),
+            // Inputs are observed where the CPU computes.
+            GpuChoice::Auto if config.observe_inputs => return Ok(Outline::cpu(plan.clone())),
+            GpuChoice::Auto | GpuChoice::These(_) => {
+                Devices::list_as(gpu.listing.unwrap_or(Listing::from_environment()))
+            }
+        };
+        let indices = match &gpu.choice {
+            GpuChoice::These(indices) => indices.clone(),
+            GpuChoice::Off | GpuChoice::Auto => devices.automatic()?,
+        };
+        let adapters: Vec<AdapterReport> =
+            indices.iter().map(|&index| devices.report(index).cloned()).collect::<Result<_, _>>()?;
+        let sizes = Sizes::new(plan, config);
+        let budgets: Vec<Option<u64>> =
+            adapters.iter().map(|adapter| gpu.memory.or(adapter.memory_bytes.map(|bytes| bytes / 10 * 9))).collect();
+        let gpu = &GpuOptions {
+            experts_on_cpu: gpu.experts_on_cpu || config.experts.choice == ExpertChoice::Cpu,
+            ..gpu.clone()
+        };
+        let fits = match &gpu.sides {
+            Some(sides) => Ok(sides.clone()),
+            None => fit(plan, gpu, &budgets, sizes),
+        };
+        if let Some((placed, slots)) = paged(plan, config, gpu, &fits, &budgets, sizes) {
+            return Ok(Outline {
+                plan: Arc::new(placed),
+                adapters,
+                budgets,
+                slots: Some(slots),
+                devices: Some(devices),
+            });
+        }
+        let sides = fits?;
+        let used = sides.layers.iter().chain([&sides.head, &sides.embed]).filter_map(|side| match side {
+            Side::Gpu(gpu) => Some(*gpu as usize + 1),
+            Side::Cpu => None,
+        });
+        let used = used.max().unwrap_or(0).min(adapters.len());
+        let placed = place(plan, &sides, &|op| refusal(plan, op, sizes.kv).is_some());
+        Ok(Outline {
+            plan: Arc::new(placed),
+            adapters: adapters.into_iter().take(used).collect(),
+            budgets: budgets.into_iter().take(used).collect(),
+            slots: None,
+            devices: Some(devices),
+        })
+    }
+
+    /// Of a move, the side it comes from.
+    pub fn moved_from(&self, step: usize) -> Option<Side> {
+        let Op::Move { slot } = self.plan.steps[step].op else { return None };
+        let mut before = self.plan.steps[..step].iter().rev();
+        let written = |s: &&Step| !matches!(s.op, Op::Move { .. }) && s.op.writes().contains(&slot);
+        before.find(written).map(|step| step.side)
+    }
+
+    /// Dispatches of a step for one token in a context of so many tokens; 0 on the CPU.
+    pub fn dispatches(&self, step: usize, context: usize) -> usize {
+        let step = &self.plan.steps[step];
+        match step.side {
+            Side::Cpu => 0,
+            Side::Gpu(gpu) => {
+                let adapter = &self.adapters[gpu as usize];
+                dispatches(&self.plan, &step.op, adapter.bank_bytes(), context.div_ceil(PAGE_TOKENS))
+            }
+        }
+    }
+
+    /// Opens the devices and uploads the weights.
+    pub fn open(&self, weights: &Weights, config: &EngineConfig) -> Result<Vec<Gpu>, GpuError> {
+        let Some(devices) = &self.devices else { return Ok(vec![]) };
+        let sizes = Sizes::new(&self.plan, config);
+        let mut gpus = vec![];
+        for (index, (adapter, budget)) in (0..).zip(self.adapters.iter().zip(&self.budgets)) {
+            // Without --gpu-memory the driver is the judge of what fits.
+            let budget = config.gpu.memory.and(*budget);
+            let device = devices.open(adapter.index, budget, config.gpu.handicap)?;
+            let gpu = GpuConfig { index, batch: sizes.batch, pages: sizes.pages, kv: sizes.kv };
+            let pools = self.slots.as_ref().map_or(&[][..], |slots| &slots.on_gpu[usize::from(index)]);
+            gpus.push(Gpu::with_pools(device, weights, &gpu, pools)?);
+        }
+        Ok(gpus)
+    }
+}
+
+/// The placement that pages experts: attention and dense layers by `fit`, slots for experts in the rest of the memory. `None`
+/// when all experts fit with their layers, there are none, or the user wants it otherwise.
+fn paged(
+    plan: &Plan,
+    config: &EngineConfig,
+    gpu: &GpuOptions,
+    fits: &Result<Sides, EngineError>,
+    budgets: &[Option<u64>],
+    sizes: Sizes,
+) -> Option<(Plan, SlotPlan)> {
+    let experts = &config.experts;
+    let mixed = plan.steps.iter().any(|step| matches!(step.op, Op::Experts { .. }));
+    let pages = matches!(experts.choice, ExpertChoice::Auto | ExpertChoice::Always);
+    if !mixed || !pages || gpu.experts_on_cpu || gpu.sides.is_some() {
+        return None;
+    }
+    let all_fit = fits.as_ref().is_ok_and(|sides| !sides.layers.contains(&Side::Cpu));
+    if all_fit && experts.probe.slots.is_none() {
+        return None;
+    }
+    let dense = GpuOptions { experts_on_cpu: true, ..gpu.clone() };
+    let sides = Sides { experts: None, ..fit(plan, &dense, budgets, sizes).ok()? };
+    let placed = place(plan, &sides, &|op| refusal(plan, op, sizes.kv).is_some());
+    let activations = room::activation_bytes(plan, sizes.batch);
+    let rooms: Vec<u64> = (0..)
+        .zip(budgets)
+        .map(|(index, budget)| {
+            // A thousandth for what allocators round up.
+            let budget = budget.map_or(u64::MAX / 64, |bytes| bytes - bytes / 1000);
+            budget.saturating_sub(activations + dense_bytes(&placed, Side::Gpu(index), sizes))
+        })
+        .collect();
+    let slots = SlotPlan::new(&placed, &rooms, experts.probe.slots.as_deref())?;
+    Some((placed, slots))
+}
+
+/// Bytes of weights and caches on a side, experts left out.
+fn dense_bytes(plan: &Plan, side: Side, sizes: Sizes) -> u64 {
+    let mut weights: Vec<WeightId> = vec![];
+    let mut bytes = 0;
+    for step in plan.steps.iter().filter(|step| step.side == side && !matches!(step.op, Op::Experts { .. })) {
+        weights.extend(step.op.weights());
+        if let Op::RopeStore { kv, .. } = step.op {
+            bytes += room::cache_bytes(&plan.kv[kv.0 as usize], sizes.kv, sizes.pages);
+        }
+    }
+    weights.sort_unstable();
+    weights.dedup();
+    bytes + weights.iter().map(|id| room::weight_bytes(plan.weight(*id))).sum::<u64>()
+}
+
+/// The layers that have room, and an error when that is not what was asked for.
+fn fit(plan: &Plan, gpu: &GpuOptions, budgets: &[Option<u64>], sizes: Sizes) -> Result<Sides, EngineError> {
+    let activations = room::activation_bytes(plan, sizes.batch);
+    let rooms: Vec<u64> = budgets.iter().map(|b| b.map_or(u64::MAX / 64, |b| b.saturating_sub(activations))).collect();
+    let cache_bytes = |id: KvId| room::cache_bytes(&plan.kv[id.0 as usize], sizes.kv, sizes.pages);
+    let weight_bytes = |id: WeightId| room::weight_bytes(plan.weight(id));
+    let all = plan.layers + 1;
+    let spread = matches!(gpu.choice, GpuChoice::These(_));
+    let on = |count: usize| {
+        let room = Room {
+            gpus: &rooms[..count],
+            gpu_layers: gpu.layers,
+            cache_bytes: &cache_bytes,
+            weight_bytes: &weight_bytes,
+            experts_on_cpu: gpu.experts_on_cpu,
+            spread,
+        };
+        Sides::fit(plan, &room)
+    };
+    let wanted = gpu.layers.unwrap_or(all).min(all);
+    // Every device more is a hop more a token.
+    let fewest = if spread { rooms.len() } else { 1 };
+    let mut sides = on(fewest.min(rooms.len()));
+    for count in fewest + 1..=rooms.len() {
+        if sides.on_gpus() >= wanted {
+            break;
+        }
+        sides = on(count);
+    }
+    let fits = sides.on_gpus();
+    if (gpu.layers.is_some() && fits < wanted) || (wanted > 0 && fits == 0) {
+        return Err(EngineError::LayersDoNotFit { wanted, fits, budget: budgets.iter().flatten().sum() });
+    }
+    Ok(sides)
+}

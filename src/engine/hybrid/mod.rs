@@ -1,0 +1,388 @@
+//! A mixture of experts wherever its experts lie: hits run on the GPUs that hold them, misses on the CPU, at once.
+//!
+//! Of a layer the home GPU (that of its attention) gets two submissions: all up to the router, and the hits, which it finds
+//! through the slot map in its own memory, with no read-back. Meanwhile the ids come to the host; the CPU computes the
+//! misses from where they lie, other GPUs their hits, and the sums are added once, by the next submission. A layer whose
+//! experts are all at home is read back at the end of the token or, when nothing can change there, never. Between two
+//! tokens the pager says what should move; a thread a GPU uploads it, and it counts when it has arrived.
+
+mod layout;
+mod moves;
+mod options;
+mod start;
+mod uploads;
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::time::Instant;
+
+pub use layout::SlotPlan;
+pub use options::{ExpertChoice, ExpertOptions, ExpertReport, Probe};
+pub use start::page_experts;
+
+use self::uploads::Uploads;
+use crate::backend::{Backend, BackendError, ELSEWHERE, Env, PickLog};
+use crate::cpu::Cpu;
+use crate::experts::{Guard, Heat, Pager, Place, Verdict};
+use crate::gpu::{Gpu, NO_SLOT};
+use crate::plan::{Op, Plan, Slot, WeightId};
+use crate::weights::Weights;
+
+/// Staging buffers of a GPU: uploads on their way at once.
+const IN_FLIGHT: usize = 4;
+/// Generated tokens before the guard begins to measure: a cold cache is no judge.
+const WARM_UP: u64 = 16;
+/// Uploads that wait, in tokens' worth of picks, before the pager is asked for more.
+const BACKLOG: usize = 2;
+
+#[derive(Clone, Copy)]
+struct Layer {
+    step: usize,
+    home: usize,
+    x: Slot,
+    picks: Slot,
+    out: Slot,
+    used: usize,
+    router: WeightId,
+    tensors: [WeightId; 3],
+    /// Of x and out.
+    widths: [usize; 2],
+}
+
+/// Residency and the threads that change it.
+pub struct Hybrid {
+    pager: Pager,
+    layers: Vec<Option<Layer>>, // by mixture layer; None when it stays on the CPU
+    at: Vec<(usize, usize)>,    // by the pager's pool: GPU, pool there
+    maps: Vec<Vec<Vec<u32>>>,   // (GPUs, layers, experts), as on the devices
+    held: Vec<Vec<usize>>,      // (GPUs, layers): experts in the map
+    stale: Vec<(usize, usize)>, // (GPU, layer) whose map is to be written
+    uploads: Vec<Uploads>,
+    options: ExpertOptions,
+    guard: Guard,
+    /// The guard's last word, when it has one.
+    verdict: Option<Verdict>,
+    with_cache: bool,
+    began: Option<Instant>,
+    was_prompt: bool,
+    failed: u64,
+    token: u64,
+    heat: Option<(PathBuf, Heat)>,
+    // ---- of the current run ----
+    picked: Vec<Vec<u32>>, // by layer: (t, used); empty when it was not read
+    late: Vec<usize>,      // layers whose picks are read at the end
+    rows: Vec<f32>,        // (t, 2 * used)
+    masked: Vec<f32>,      // (t, 2 * used)
+    x: Vec<f32>,           // (t, k)
+    sum: Vec<f32>,         // (t, n)
+    part: Vec<f32>,        // (t, n)
+}
+
+impl Hybrid {
+    /// Threads for the GPUs; what `start` knows of the experts is brought to their slots. `heat` is saved at the end.
+    pub fn new(
+        slots: &SlotPlan,
+        weights: &Weights,
+        gpus: &mut [Gpu],
+        options: &ExpertOptions,
+        heat: Option<(PathBuf, Heat)>,
+        start: Option<&Heat>,
+    ) -> Result<Hybrid, BackendError> {
+        let plan = weights.plan();
+        let layers = layers(plan, slots);
+        let mut pager = Pager::new(slots.grid.clone(), &slots.pools, options.policy);
+        if let Some(heat) = start {
+            heat.seed(pager.scores_mut(), options.policy.half_life);
+        }
+        let uploads = gpus
+            .iter()
+            .map(|gpu| {
+                let uploader = gpu.expert_uploader(IN_FLIGHT)?;
+                Uploads::start(uploader, weights.clone(), options.probe.fail_every)
+            })
+            .collect::<Result<_, BackendError>>()?;
+        let (count, experts) = (slots.layers.len(), slots.grid.experts);
+        let mut hybrid = Hybrid {
+            pager,
+            layers,
+            at: slots.at.clone(),
+            maps: vec![vec![vec![NO_SLOT; experts]; count]; gpus.len()],
+            held: vec![vec![0; count]; gpus.len()],
+            stale: vec![],
+            uploads,
+            options: options.clone(),
+            guard: Guard::new(),
+            verdict: None,
+            with_cache: true,
+            began: None,
+            was_prompt: false,
+            failed: 0,
+            token: 0,
+            heat,
+            picked: vec![vec![]; count],
+            late: vec![],
+            rows: vec![],
+            masked: vec![],
+            x: vec![],
+            sum: vec![],
+            part: vec![],
+        };
+        // Nobody waits for a token yet.
+        let scores = hybrid.pager.scores().clone();
+        let promotions = match options.probe.random_fill {
+            Some(seed) => hybrid.pager.fill(|entry| 1.0 + (entry as u64 + 1).wrapping_mul(seed | 1) as f64),
+            None => hybrid.pager.fill(|entry| scores.crf(entry)),
+        };
+        hybrid.send(promotions);
+        hybrid.receive(true);
+        hybrid.write_maps(gpus)?;
+        Ok(hybrid)
+    }
+
+    /// The mixture layers among these steps that run here, in order.
+    pub fn layers_in(&self, steps: &Range<usize>) -> Vec<usize> {
+        let here = |layer: &usize| self.layers[*layer].is_some_and(|layer| steps.contains(&layer.step));
+        (0..self.layers.len()).filter(here).collect()
+    }
+
+    /// The step of a layer that runs here.
+    pub fn step(&self, layer: usize) -> Option<usize> {
+        self.layers[layer].map(|layer| layer.step)
+    }
+
+    /// Before a run from the first step on.
+    pub fn begin(&mut self, gpus: &mut [Gpu], env: &Env) -> Result<(), BackendError> {
+        let (decodes, one) = (!env.is_prompt(), env.tokens.len() == 1);
+        let now = Instant::now();
+        if let (Some(began), true) = (self.began.replace(now), one && !self.was_prompt) {
+            self.judge((now - began).as_secs_f64());
+        }
+        if !one {
+            self.began = None;
+        }
+        if decodes && self.was_prompt {
+            // What the prompt used goes into slots that are still empty.
+            let scores = self.pager.scores().clone();
+            let promotions = self.pager.fill(|entry| scores.crf(entry));
+            self.send(promotions);
+        }
+        self.was_prompt = !decodes;
+        self.receive(self.options.probe.wait);
+        self.write_maps(gpus)?;
+        self.picked.iter_mut().for_each(Vec::clear);
+        self.late.clear();
+        Ok(())
+    }
+
+    /// Tells the guard how long a token took, and settles what that means for the next one.
+    fn judge(&mut self, seconds: f64) {
+        if !self.options.guard || self.verdict.is_some() || self.token < WARM_UP || self.pager.filled().0 == 0 {
+            return;
+        }
+        self.guard.record(seconds);
+        self.with_cache = self.guard.wants_cache();
+        if self.guard.verdict() != Verdict::Undecided {
+            self.verdict = Some(self.guard.verdict());
+            (self.options.notice)(&self.guard.verdict().to_string());
+        }
+    }
+
+    /// Runs a layer's experts, and before them the home GPU's steps from `from` on. Returns when all but the home GPU are done.
+    pub fn run_layer(
+        &mut self,
+        layer: usize,
+        from: usize,
+        cpu: &mut Cpu,
+        gpus: &mut [Gpu],
+        env: &Env,
+        logged: bool,
+    ) -> Result<(), BackendError> {
+        let Some(Layer { step, home, x, picks, out, used, widths, .. }) = self.layers[layer] else { return Ok(()) };
+        let (t, experts) = (env.tokens.len(), self.pager.grid().experts);
+        if self.with_cache && self.held[home][layer] == experts {
+            let settled = !logged && self.pager.is_settled(layer);
+            gpus[home].submit(from..step + 1, if settled { &[] } else { std::slice::from_ref(&picks) })?;
+            if !settled {
+                self.late.push(layer);
+            }
+            return Ok(());
+        }
+        gpus[home].submit(from..step, &[picks, x])?;
+        if self.with_cache && self.held[home][layer] > 0 {
+            gpus[home].submit(step..step + 1, &[])?;
+        }
+        self.read_picks(layer, t, &mut gpus[home])?;
+
+        let mut others = vec![false; gpus.len()];
+        let mut misses = false;
+        self.masked.clear();
+        self.masked.extend_from_slice(&self.rows);
+        for row in self.masked.chunks_exact_mut(2 * used) {
+            for id in &mut row[..used] {
+                match self.pager.place(layer, id.to_bits() as usize) {
+                    Place::Resident { pool, .. } if self.with_cache => {
+                        *id = f32::from_bits(ELSEWHERE);
+                        let (gpu, _) = self.at[usize::from(pool)];
+                        others[gpu] |= gpu != home;
+                    }
+                    Place::Resident { .. } | Place::Coming { .. } | Place::Absent => misses = true,
+                }
+            }
+        }
+        if !misses && !others.contains(&true) {
+            return Ok(());
+        }
+        self.x.resize(t * widths[0], 0.0);
+        gpus[home].read(x, &mut self.x)?;
+        self.sum.clear();
+        self.sum.resize(t * widths[1], 0.0);
+        for (gpu, _) in others.iter().enumerate().filter(|(_, other)| **other) {
+            gpus[gpu].write(x, &self.x)?;
+            gpus[gpu].write(picks, &self.rows)?;
+            gpus[gpu].write(out, &self.sum)?;
+            gpus[gpu].submit(step..step + 1, &[out])?;
+        }
+        if misses {
+            cpu.write(x, &self.x)?;
+            cpu.write(picks, &self.masked)?;
+            cpu.write(out, &self.sum)?;
+            cpu.run(step..step + 1, env)?;
+            cpu.read(out, &mut self.sum)?;
+        }
+        for (gpu, _) in others.iter().enumerate().filter(|(_, other)| **other) {
+            self.part.resize(t * widths[1], 0.0);
+            gpus[gpu].read(out, &mut self.part)?;
+            self.sum.iter_mut().zip(&self.part).for_each(|(sum, part)| *sum += part);
+        }
+        gpus[home].add(out, &self.sum)
+    }
+
+    /// Reads a layer's picks into `rows` and remembers the ids.
+    fn read_picks(&mut self, layer: usize, t: usize, gpu: &mut Gpu) -> Result<(), BackendError> {
+        let Some(Layer { picks, used, .. }) = self.layers[layer] else { return Ok(()) };
+        self.rows.resize(t * 2 * used, 0.0);
+        gpu.read(picks, &mut self.rows)?;
+        let ids = self.rows.chunks_exact(2 * used).flat_map(|row| row[..used].iter().map(|id| id.to_bits()));
+        self.picked[layer].clear();
+        self.picked[layer].extend(ids);
+        Ok(())
+    }
+
+    /// After a layer ran: its picks for a log.
+    pub fn log(&self, layer: usize, log: &PickLog) {
+        if let (Some(Layer { router, .. }), false) = (self.layers[layer], self.picked[layer].is_empty()) {
+            log.put(router, &self.rows);
+        }
+    }
+
+    /// After a run to the last step: statistics, and what moves before the next token.
+    pub fn end(&mut self, gpus: &mut [Gpu], env: &Env, log: Option<&PickLog>) -> Result<(), BackendError> {
+        let t = env.tokens.len();
+        for layer in std::mem::take(&mut self.late) {
+            let Some(Layer { home, .. }) = self.layers[layer] else { continue };
+            self.read_picks(layer, t, &mut gpus[home])?;
+            if let Some(log) = log {
+                self.log(layer, log);
+            }
+        }
+        let prompt = env.is_prompt();
+        for token in 0..t {
+            for (layer, found) in self.layers.iter().enumerate() {
+                let Some(Layer { used, .. }) = found else { continue };
+                let ids = self.picked[layer].get(token * used..(token + 1) * used);
+                let experts = ids.unwrap_or_default().iter().map(|&id| id as usize);
+                match (prompt, ids) {
+                    (true, _) => self.pager.feed(layer, experts),
+                    (false, Some(_)) => self.pager.pick(layer, experts),
+                    (false, None) => self.pager.hit_unseen(*used as u64),
+                }
+                self.pager.scores_mut().end_step();
+            }
+            self.pager.end_token(prompt);
+        }
+        if prompt {
+            return Ok(());
+        }
+        self.token += t as u64;
+        if self.options.probe.churn {
+            self.churn();
+        }
+        let waiting: usize = self.uploads.iter().map(|uploads| uploads.open).sum();
+        let a_token = self.pager.grid().layers() * self.pager.grid().used;
+        if waiting <= BACKLOG * a_token && !matches!(self.verdict, Some(Verdict::SwitchedOff { .. })) {
+            let promotions = self.pager.decide(u64::MAX);
+            self.send(promotions);
+        }
+        Ok(())
+    }
+
+    /// What was counted so far.
+    pub fn report(&self) -> ExpertReport {
+        let (filled, slots) = self.pager.filled();
+        ExpertReport {
+            slots,
+            filled,
+            experts: self.pager.grid().entries(),
+            counters: self.pager.counters(),
+            failed: self.failed,
+            verdict: self.verdict,
+            guarded: self.options.guard,
+        }
+    }
+
+    /// Saves what was learned about the experts.
+    fn save_heat(&mut self) {
+        let Some((path, heat)) = &mut self.heat else { return };
+        let (scores, grid) = (self.pager.scores(), self.pager.grid());
+        let tokens = scores.tokens();
+        if tokens == 0 {
+            return;
+        }
+        heat.merge(|layer, expert| scores.count(grid.entry(layer, expert)), tokens);
+        let mut part = path.as_os_str().to_owned();
+        part.push(".part");
+        let saved = path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| {
+            std::fs::write(&part, heat.encode())?;
+            std::fs::rename(&part, &*path)
+        });
+        if let Err(e) = saved {
+            (self.options.notice)(&format!(
+                "what was learned about the experts could not be saved to {}: {e}",
+                path.display()
+            ));
+        }
+    }
+}
+
+impl Drop for Hybrid {
+    fn drop(&mut self) {
+        self.save_heat();
+    }
+}
+
+/// The mixture layers of a plan that have slots.
+fn layers(plan: &Plan, slots: &SlotPlan) -> Vec<Option<Layer>> {
+    let routers: Vec<WeightId> = plan
+        .steps
+        .iter()
+        .filter_map(|step| match step.op {
+            Op::Router { weight, .. } => Some(weight),
+            _ => None,
+        })
+        .collect();
+    slots
+        .layers
+        .iter()
+        .zip(routers)
+        .map(|(place, router)| {
+            let (step, home) = (*place)?;
+            match plan.steps[step].op {
+                Op::Experts { x, picks, used, gate, up, down, out, .. } => {
+                    let widths = [x, out].map(|slot| plan.slot(slot).width);
+                    Some(Layer { step, home, x, picks, out, used, router, tensors: [gate, up, down], widths })
+                }
+                _ => None,
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,88 @@
+//! Experts on their way: what the pager asks for goes to the threads, what arrives goes into the maps.
+//!
+//! A map changes between runs only. An expert leaves it before its slot is given away, and enters it when its copy is done.
+
+use super::uploads::{Job, Uploads};
+use super::{Hybrid, Layer};
+use crate::backend::BackendError;
+use crate::experts::Promotion;
+use crate::gpu::{Gpu, NO_SLOT};
+
+impl Hybrid {
+    /// For tests: everything that is resident leaves, and others come.
+    pub(super) fn churn(&mut self) {
+        let grid = self.pager.grid().clone();
+        for layer in 0..grid.layers() {
+            let residents: Vec<(usize, usize, usize)> = self.pager.residents(layer).collect();
+            for (expert, pool, _) in residents {
+                self.pager.evict(layer, expert);
+                self.unmap(self.at[pool].0, layer, expert);
+            }
+        }
+        let seed = self.token.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let promotions = self.pager.fill(|entry| 1.0 + (entry as u64 + 1).wrapping_mul(seed) as f64);
+        self.send(promotions);
+    }
+
+    /// Hands promotions to the threads; whom they push out is no longer there from now on.
+    pub(super) fn send(&mut self, promotions: Vec<Promotion>) {
+        for promotion in promotions {
+            let (gpu, pool) = self.at[promotion.pool];
+            if let Some((layer, expert)) = promotion.evicted {
+                self.unmap(gpu, layer, expert);
+            }
+            let Some(Layer { tensors, .. }) = self.layers[promotion.layer] else { continue };
+            if let Err(job) = self.uploads[gpu].send(Job { promotion, pool, tensors }) {
+                self.pager.failed(&job.promotion);
+            }
+        }
+    }
+
+    /// Takes in what has arrived. With `all`, waits for what is on its way.
+    pub(super) fn receive(&mut self, all: bool) {
+        for gpu in 0..self.uploads.len() {
+            let next = |uploads: &mut Uploads| if all { uploads.wait() } else { uploads.next() };
+            while let Some((promotion, result)) = next(&mut self.uploads[gpu]) {
+                match result {
+                    Ok(()) => {
+                        self.pager.done(&promotion);
+                        self.maps[gpu][promotion.layer][promotion.expert] = promotion.slot as u32;
+                        self.held[gpu][promotion.layer] += 1;
+                        self.stale.push((gpu, promotion.layer));
+                    }
+                    Err(why) => {
+                        // It stays where it was and is computed there; the pager may ask for it again.
+                        self.pager.failed(&promotion);
+                        if self.failed == 0 {
+                            (self.options.notice)(&format!(
+                                "an expert could not be uploaded and stays on the CPU: {why}"
+                            ));
+                        }
+                        self.failed += 1;
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn unmap(&mut self, gpu: usize, layer: usize, expert: usize) {
+        let slot = &mut self.maps[gpu][layer][expert];
+        if *slot != NO_SLOT {
+            *slot = NO_SLOT;
+            self.held[gpu][layer] -= 1;
+            self.stale.push((gpu, layer));
+        }
+    }
+
+    /// Writes the maps that changed, before anything else is submitted.
+    pub(super) fn write_maps(&mut self, gpus: &mut [Gpu]) -> Result<(), BackendError> {
+        self.stale.sort_unstable();
+        self.stale.dedup();
+        for (gpu, layer) in self.stale.drain(..) {
+            if let Some(Layer { step, .. }) = self.layers[layer] {
+                gpus[gpu].set_expert_slots(step, &self.maps[gpu][layer])?;
+            }
+        }
+        Ok(())
+    }
+}

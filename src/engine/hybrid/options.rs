@@ -1,0 +1,109 @@
+//! How experts are placed, and what came of it.
+
+use std::path::PathBuf;
+
+use crate::experts::{Counters, Policy, Verdict};
+
+/// Where experts go when a GPU is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ExpertChoice {
+    /// With their layers where all fits; else those that are picked most go to GPUs, one by one.
+    #[default]
+    Auto,
+    /// As `Auto`, whatever the comparison of the first tokens would say.
+    Always,
+    /// With their layers, as many as fit.
+    Off,
+    /// On the CPU.
+    Cpu,
+}
+
+impl std::str::FromStr for ExpertChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<ExpertChoice, String> {
+        match text {
+            "auto" => Ok(ExpertChoice::Auto),
+            "always" => Ok(ExpertChoice::Always),
+            "off" => Ok(ExpertChoice::Off),
+            "cpu" => Ok(ExpertChoice::Cpu),
+            _ => Err(format!("'{text}' is no way to place experts; known: auto, always, off, cpu")),
+        }
+    }
+}
+
+/// How experts are paged.
+#[derive(Clone, Debug)]
+pub struct ExpertOptions {
+    pub choice: ExpertChoice,
+    pub policy: Policy,
+    /// The folder where what was learned is kept between runs; `None` keeps nothing.
+    pub heat: Option<PathBuf>,
+    /// What to start from in place of it; it is only read.
+    pub profile: Option<PathBuf>,
+    /// Compare with experts on the CPU during the first tokens, and switch the cache off when it loses.
+    pub guard: bool,
+    pub probe: Probe,
+    /// Hears what the user should know.
+    pub notice: fn(&str),
+}
+
+impl Default for ExpertOptions {
+    fn default() -> ExpertOptions {
+        ExpertOptions {
+            choice: ExpertChoice::default(),
+            policy: Policy::default(),
+            heat: None,
+            profile: None,
+            guard: true,
+            probe: Probe::default(),
+            notice: |_| {},
+        }
+    }
+}
+
+/// What tests ask for and users do not.
+#[derive(Clone, Debug, Default)]
+pub struct Probe {
+    /// Slots of each GPU, in place of what its memory holds.
+    pub slots: Option<Vec<usize>>,
+    /// Wait for uploads, so that a run can be repeated.
+    pub wait: bool,
+    /// Other experts after every token.
+    pub churn: bool,
+    /// Start with experts at random.
+    pub random_fill: Option<u64>,
+    /// Every nth upload fails.
+    pub fail_every: Option<usize>,
+}
+
+/// What the cache of experts did so far.
+#[derive(Clone, Copy, Debug)]
+pub struct ExpertReport {
+    pub slots: usize,
+    pub filled: usize,
+    pub experts: usize,
+    pub counters: Counters,
+    /// Uploads that failed.
+    pub failed: u64,
+    pub verdict: Option<Verdict>,
+    pub guarded: bool,
+}
+
+impl std::fmt::Display for ExpertReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let c = &self.counters;
+        write!(f, "{} of {} experts on GPUs ({} slots)", self.filled, self.experts, self.slots)?;
+        if c.tokens > 0 {
+            let (hits, uploads) = (100.0 * c.hits as f64 / c.picks.max(1) as f64, c.uploads as f64 / c.tokens as f64);
+            write!(f, ", {hits:.1}% of the picks there, {uploads:.1} uploads a token")?;
+        }
+        if self.failed > 0 {
+            write!(f, ", {} uploads failed", self.failed)?;
+        }
+        if let Some(verdict) = &self.verdict {
+            write!(f, "; {verdict}")?;
+        }
+        Ok(())
+    }
+}

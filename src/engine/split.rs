@@ -1,0 +1,206 @@
+//! One plan on several executors: the CPU and any number of GPUs, stage by stage.
+//!
+//! A placed plan is a list of stages: a stretch of steps on one side, or values on their way to another. GPU stages are
+//! submitted and not waited for; what another side will read is copied to the host by the submission that writes it, so
+//! a hop costs one wait and no further submission. A token that runs on one GPU from end to end is one submission and
+//! one read-back, the logits'. Values hop through host memory: wgpu has no copy between devices.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::hybrid::Hybrid;
+use crate::backend::{Backend, BackendError, Env, PickLog};
+use crate::cpu::Cpu;
+use crate::gpu::Gpu;
+use crate::plan::{Op, Plan, Side, Slot, Stage, stages};
+
+/// The executors of one placed plan.
+pub struct Split {
+    plan: Arc<Plan>,
+    stages: Vec<Stage>,
+    cpu: Cpu,
+    gpus: Vec<Gpu>, // by the number of their side
+    /// Where each slot was written last.
+    home: Vec<Side>,
+    hop: Vec<f32>,
+    /// Pages experts to the GPUs, when they do not all fit.
+    hybrid: Option<Hybrid>,
+    /// Who wants to know what the routers pick.
+    log: Option<Arc<PickLog>>,
+    /// Of the logits only the largest is wanted.
+    best: bool,
+}
+
+impl Split {
+    /// Executors that were made for this placed plan.
+    pub fn new(plan: Arc<Plan>, cpu: Cpu, gpus: Vec<Gpu>) -> Split {
+        let home = vec![Side::Cpu; plan.slots.len()];
+        Split { stages: stages(&plan), plan, cpu, gpus, home, hop: vec![], hybrid: None, log: None, best: false }
+    }
+
+    /// From now on the experts that have slots come and go.
+    pub fn page_experts(&mut self, hybrid: Hybrid) {
+        self.hybrid = Some(hybrid);
+    }
+
+    /// What pages experts, if anything does.
+    pub fn hybrid(&self) -> Option<&Hybrid> {
+        self.hybrid.as_ref()
+    }
+
+    /// From now on what the routers pick is copied here.
+    pub fn log_picks(&mut self, log: Arc<PickLog>) {
+        self.cpu.log_picks(Arc::clone(&log));
+        self.log = Some(log);
+    }
+
+    /// The GPUs, by the number of their side.
+    pub fn gpus(&self) -> &[Gpu] {
+        &self.gpus
+    }
+
+    /// The GPUs, by the number of their side.
+    pub fn gpus_mut(&mut self) -> &mut [Gpu] {
+        &mut self.gpus
+    }
+
+    /// Steps of a stage that one side runs.
+    fn run_stage(&mut self, side: Side, steps: Range<usize>, wanted: &[Slot], env: &Env) -> Result<(), BackendError> {
+        let plan = Arc::clone(&self.plan);
+        let written = || plan.steps[steps.clone()].iter().flat_map(|step| step.op.writes());
+        match side {
+            Side::Cpu => self.cpu.run(steps.clone(), env)?,
+            Side::Gpu(gpu) => {
+                // A part of a stage reads back only what it wrote itself.
+                let wanted: Vec<Slot> = wanted.iter().copied().filter(|slot| written().any(|s| s == *slot)).collect();
+                let from = self.run_experts(gpu as usize, steps.clone(), env)?;
+                let gpu = &mut self.gpus[gpu as usize];
+                if self.best && wanted == [plan.logits] {
+                    gpu.submit_best(from..steps.end, &[])?;
+                } else {
+                    gpu.submit(from..steps.end, &wanted)?;
+                }
+            }
+        }
+        for slot in written() {
+            self.home[slot.0 as usize] = side;
+        }
+        Ok(())
+    }
+
+    /// Of a GPU's steps those up to the last one that another side has a part in: experts in slots, and routers when someone
+    /// wants to know their picks. Returns where the rest begins.
+    fn run_experts(&mut self, gpu: usize, steps: Range<usize>, env: &Env) -> Result<usize, BackendError> {
+        let mut from = steps.start;
+        if let Some(hybrid) = &mut self.hybrid {
+            for layer in hybrid.layers_in(&steps) {
+                hybrid.run_layer(layer, from, &mut self.cpu, &mut self.gpus, env, self.log.is_some())?;
+                if let Some(log) = &self.log {
+                    hybrid.log(layer, log);
+                }
+                from = hybrid.step(layer).map_or(from, |step| step + 1);
+            }
+        } else if let Some(log) = &self.log {
+            let mut rows = vec![];
+            for step in steps {
+                if let Op::Router { weight, used, picks, .. } = self.plan.steps[step].op {
+                    self.gpus[gpu].submit(from..step + 1, &[picks])?;
+                    rows.resize(env.tokens.len() * 2 * used, 0.0);
+                    self.gpus[gpu].read(picks, &mut rows)?;
+                    log.put(weight, &rows);
+                    from = step + 1;
+                }
+            }
+        }
+        Ok(from)
+    }
+
+    /// A slot's value from one side to another.
+    fn hop(&mut self, slot: Slot, from: Side, to: Side, env: &Env) -> Result<(), BackendError> {
+        let info = self.plan.slot(slot);
+        let rows = if info.taken { env.rows.len() } else { env.tokens.len() };
+        let mut values = std::mem::take(&mut self.hop);
+        values.resize(rows * info.width, 0.0);
+        let result = self.side(from).read(slot, &mut values).and_then(|()| self.side(to).write(slot, &values));
+        self.hop = values;
+        result
+    }
+
+    fn side(&mut self, side: Side) -> &mut dyn Backend {
+        match side {
+            Side::Cpu => &mut self.cpu,
+            Side::Gpu(gpu) => &mut self.gpus[gpu as usize],
+        }
+    }
+}
+
+impl Backend for Split {
+    fn run(&mut self, steps: Range<usize>, env: &Env) -> Result<(), BackendError> {
+        if let Some(token) = env.tokens.iter().find(|token| token.id as usize >= self.plan.vocab) {
+            return Err(BackendError::UnknownToken { id: token.id, vocab: self.plan.vocab });
+        }
+        if env.tokens.is_empty() {
+            return Ok(());
+        }
+        for gpu in &mut self.gpus {
+            gpu.begin(env)?;
+        }
+        if let (Some(hybrid), 0) = (&mut self.hybrid, steps.start) {
+            hybrid.begin(&mut self.gpus, env)?;
+        }
+        let list = std::mem::take(&mut self.stages);
+        let result = list.iter().try_for_each(|stage| {
+            let here = stage.steps().start.max(steps.start)..stage.steps().end.min(steps.end);
+            if here.is_empty() {
+                return Ok(());
+            }
+            match stage {
+                Stage::Run { side, wanted, .. } => self.run_stage(*side, here, wanted, env),
+                Stage::Move { from, to, slots, .. } => {
+                    let first = stage.steps().start;
+                    slots[here.start - first..here.end - first]
+                        .iter()
+                        .try_for_each(|&slot| self.hop(slot, *from, *to, env))
+                }
+            }
+        });
+        self.stages = list;
+        result?;
+        match &mut self.hybrid {
+            Some(hybrid) if steps == (0..self.plan.steps.len()) => hybrid.end(&mut self.gpus, env, self.log.as_deref()),
+            _ => Ok(()),
+        }
+    }
+
+    fn run_best(
+        &mut self,
+        steps: Range<usize>,
+        env: &Env,
+        logits: (Slot, usize),
+        best: &mut [Option<u32>],
+    ) -> Result<(), BackendError> {
+        self.best = true;
+        let result = self.run(steps.clone(), env);
+        self.best = false;
+        result?;
+        match self.home[logits.0.0 as usize] {
+            Side::Gpu(gpu) => self.gpus[gpu as usize].read_best(best),
+            // The steps are done: only the logits are looked at.
+            Side::Cpu => self.cpu.run_best(steps.end..steps.end, env, logits, best),
+        }
+    }
+
+    fn read(&mut self, slot: Slot, out: &mut [f32]) -> Result<(), BackendError> {
+        self.side(self.home[slot.0 as usize]).read(slot, out)
+    }
+
+    fn write(&mut self, slot: Slot, rows: &[f32]) -> Result<(), BackendError> {
+        self.cpu.write(slot, rows)?;
+        self.gpus.iter_mut().filter(|gpu| gpu.has(slot)).try_for_each(|gpu| gpu.write(slot, rows))
+    }
+
+    fn copy_page(&mut self, from: u32, to: u32) -> Result<(), BackendError> {
+        self.cpu.copy_page(from, to)?;
+        self.gpus.iter_mut().try_for_each(|gpu| gpu.copy_page(from, to))
+    }
+}

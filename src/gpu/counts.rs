@@ -1,0 +1,40 @@
+//! How many dispatches a step is for one token, told from the plan alone.
+//!
+//! The prepared steps are the truth, and `tests/gpu_counts.rs` holds this against what they count; this exists so that
+//! models can be judged from their headers, without their weights or a GPU.
+
+use super::matrix::Rows;
+use super::ops::{EXPERT_BANKS, attention_dispatches, has_tail};
+use super::slots::stacks;
+use crate::plan::{Op, Plan, WeightId};
+
+/// Dispatches for one token whose context fills so many pages, on an adapter that binds `bank_bytes` at once.
+pub fn dispatches(plan: &Plan, op: &Op, bank_bytes: u64, pages: usize) -> usize {
+    let banks = |rows: Rows| rows.banks(plan, bank_bytes);
+    let one = |id: &WeightId| banks(Rows::Stacked(vec![*id]));
+    let tail = |ids: &[WeightId]| ids.iter().any(|&id| has_tail(plan.weight(id).format, plan.weight(id).k));
+    // A norm is part of the product, but for rows that end within a unit.
+    let norm = |has: bool, ids: &[WeightId]| usize::from(has && tail(ids));
+    match op {
+        Op::Embed { table, .. } => one(table),
+        Op::Linear { norm: n, parts, .. } => {
+            let ids: Vec<WeightId> = parts.iter().map(|part| part.weight).collect();
+            let stacks = stacks(plan, parts).into_iter();
+            let products = stacks.map(|stack| banks(Rows::Stacked(stack.iter().map(|part| part.weight).collect())));
+            norm(n.is_some(), &ids) + products.sum::<usize>()
+        }
+        Op::GatedUp { norm: n, gate, up, .. } => {
+            let pair = Rows::Paired(*gate, *up);
+            let products = if pair.problem(plan).is_none() { banks(pair) } else { one(gate) + one(up) + 1 };
+            norm(n.is_some(), &[*gate, *up]) + products
+        }
+        Op::Attention { heads, window, .. } => attention_dispatches(*heads, *window, pages),
+        Op::Router { weight, .. } => one(weight) + 1,
+        Op::Experts { gate, up, down, .. } => {
+            // One dispatch binds several banks.
+            banks(Rows::Paired(*gate, *up)).div_ceil(EXPERT_BANKS) + one(down).div_ceil(EXPERT_BANKS)
+        }
+        Op::RmsNorm { .. } | Op::RopeStore { .. } | Op::TakeRows { .. } => 1,
+        Op::Move { .. } => 0,
+    }
+}

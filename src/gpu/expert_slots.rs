@@ -1,0 +1,250 @@
+//! Expert slots: room on a device for some experts of some layers, filled while the model runs.
+//!
+//! A pool has slots of one layout (formats and shapes of gate, up and down), and any expert of its layers fits any of them.
+//! A slot map in GPU memory says which expert lies where; the kernels skip picks that have no slot, so a layer runs
+//! without a read-back and its result is a partial sum. Experts come in through staging buffers that an `ExpertUploader`
+//! owns; it may live on a thread of its own, and nothing ever waits for it.
+//!
+//! The queue runs submissions in order, hence what a caller must keep: take an expert out of the map before its slot is
+//! given to another, put the new one in when its ticket is done, and leave the map alone between the submission of a
+//! layer's router and that of its experts, or the other sides compute other misses than this one skips.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use super::device::Device;
+use super::error::GpuError;
+use super::layout::Layout;
+use super::matrix::{Matrix, Rows};
+use super::slots::values_bytes;
+use crate::plan::{Op, Plan, WeightId};
+
+/// In a slot map: the expert has no slot here.
+pub const NO_SLOT: u32 = u32::MAX;
+
+/// Which steps take their experts from slots, and how many there are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotPool {
+    /// `Op::Experts` steps of the plan, all of one layout.
+    pub steps: Vec<usize>,
+    pub slots: usize,
+}
+
+/// A pool on a device.
+pub(super) struct Pool {
+    pub up: Arc<Matrix>, // gate and up rows in turn
+    pub down: Arc<Matrix>,
+    pub map: wgpu::Buffer, // (steps, experts)
+    pub experts: usize,
+    rows_of: HashMap<usize, usize>, // step -> row of the map
+    layouts: [&'static Layout; 2],  // of up, of down
+}
+
+/// The tensors of an `Op::Experts`.
+fn tensors(plan: &Plan, step: usize) -> Result<[WeightId; 3], GpuError> {
+    match plan.steps.get(step).map(|step| &step.op) {
+        Some(Op::Experts { gate, up, down, .. }) => Ok([*gate, *up, *down]),
+        _ => Err(unsupported(step, "it is no mixture of experts".to_owned())),
+    }
+}
+
+fn unsupported(step: usize, why: String) -> GpuError {
+    GpuError::Unsupported { what: format!("expert slots for step {step}"), why }
+}
+
+/// Layouts of gate and up together, and of down.
+fn layouts(plan: &Plan, step: usize) -> Result<[&'static Layout; 2], GpuError> {
+    let [gate, up, down] = tensors(plan, step)?;
+    let problem = Rows::Paired(gate, up).problem(plan).or_else(|| Rows::Stacked(vec![down]).problem(plan));
+    match (Layout::of(plan.weight(gate).format), Layout::of(plan.weight(down).format), problem) {
+        (Some(up), Some(down), None) => Ok([up, down]),
+        (_, _, problem) => Err(unsupported(step, problem.unwrap_or_else(|| "unknown format".to_owned()))),
+    }
+}
+
+/// Bytes of GPU memory that one expert of this `Op::Experts` step takes.
+pub fn expert_slot_bytes(plan: &Plan, step: usize) -> Result<u64, GpuError> {
+    let [up_layout, down_layout] = layouts(plan, step)?;
+    let [gate, _, down] = tensors(plan, step)?.map(|id| plan.weight(id));
+    Ok((2 * gate.rows * up_layout.row_bytes(gate.k) + down.rows * down_layout.row_bytes(down.k)) as u64)
+}
+
+impl Pool {
+    /// Empty slots, within the device's budget.
+    pub(super) fn new(device: &Device, plan: &Plan, pool: &SlotPool) -> Result<Pool, GpuError> {
+        let Some(&first) = pool.steps.first() else {
+            return Err(unsupported(0, "the pool names no step".to_owned()));
+        };
+        let layouts = layouts(plan, first)?;
+        let shape = |step: usize| -> Result<_, GpuError> {
+            Ok(tensors(plan, step)?.map(|id| plan.weight(id)).map(|w| (w.format, w.k, w.rows, w.experts)))
+        };
+        let shapes = shape(first)?;
+        for &step in &pool.steps {
+            if shape(step)? != shapes {
+                return Err(unsupported(step, format!("its experts differ from those of step {first}")));
+            }
+        }
+        let [(_, k, ff, experts), _, (_, hidden, n, _)] = shapes;
+        let slots = pool.slots.max(1);
+        let words = pool.steps.len() * experts;
+        let map = device.storage("expert slot maps", values_bytes(words), "leave layers on the CPU")?;
+        device.queue().write_buffer(&map, 0, bytemuck::cast_slice(&vec![NO_SLOT; words]));
+        Ok(Pool {
+            up: Arc::new(Matrix::slots(device, layouts[0], [2 * ff, k], slots)?),
+            down: Arc::new(Matrix::slots(device, layouts[1], [n, hidden], slots)?),
+            map,
+            experts,
+            rows_of: pool.steps.iter().enumerate().map(|(row, &step)| (step, row)).collect(),
+            layouts,
+        })
+    }
+
+    /// Where the step's part of the map starts; `None` when the step is of another pool.
+    pub(super) fn map_at(&self, step: usize) -> Option<u32> {
+        self.rows_of.get(&step).map(|row| (row * self.experts) as u32)
+    }
+
+    /// Writes the step's part of the map: the slot of each expert, or `NO_SLOT`. It counts from the next submission on.
+    pub(super) fn set(&self, device: &Device, at: u32, slots: &[u32]) {
+        assert_eq!(slots.len(), self.experts, "one slot an expert");
+        let there = |slot: &u32| *slot == NO_SLOT || (*slot as usize) < self.up.experts;
+        assert!(slots.iter().all(there), "the pool has {} slots", self.up.experts);
+        device.queue().write_buffer(&self.map, u64::from(at) * 4, bytemuck::cast_slice(slots));
+    }
+
+    fn slot_bytes(&self) -> u64 {
+        [&self.up, &self.down].map(|matrix| (matrix.rows * matrix.row_bytes) as u64).iter().sum()
+    }
+}
+
+/// Bytes that are packed at a time: they stay in cache until they are copied to staging memory.
+const PIECE_BYTES: usize = 256 << 10;
+
+const COPYING: u8 = 0;
+const DONE: u8 = 1;
+const FAILED: u8 = 2;
+
+/// An upload on its way.
+#[derive(Clone, Debug)]
+pub struct Ticket(Arc<AtomicU8>);
+
+/// Copies experts into slots, from any thread.
+pub struct ExpertUploader {
+    device: Device,
+    pools: Arc<[Pool]>,
+    stages: Vec<Stage>,
+    piece: Vec<u8>,
+}
+
+/// A staging buffer of one expert; it is mapped unless its ticket says that it is being copied.
+struct Stage {
+    buffer: wgpu::Buffer,
+    ticket: Ticket,
+}
+
+impl ExpertUploader {
+    /// An uploader with so many staging buffers: uploads that may be on their way at once.
+    pub(super) fn new(device: &Device, pools: &Arc<[Pool]>, in_flight: usize) -> Result<ExpertUploader, GpuError> {
+        let bytes = pools.iter().map(Pool::slot_bytes).max().unwrap_or(0);
+        let usage = wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC;
+        let stages = (0..in_flight.max(1))
+            .map(|_| {
+                let buffer = device.buffer("staging memory of experts", bytes, usage, true)?;
+                Ok(Stage { buffer, ticket: Ticket(Arc::new(AtomicU8::new(DONE))) })
+            })
+            .collect::<Result<_, GpuError>>()?;
+        Ok(ExpertUploader { device: device.clone(), pools: Arc::clone(pools), stages, piece: vec![] })
+    }
+
+    /// Starts to copy an expert into a slot of a pool: its gate, up and down matrices as in the file. Returns when the bytes
+    /// are in staging memory; `None`, at once, when all staging buffers are on their way.
+    pub fn start(
+        &mut self,
+        pool: usize,
+        slot: usize,
+        [gate, up, down]: [&[u8]; 3],
+    ) -> Result<Option<Ticket>, GpuError> {
+        self.poll()?;
+        let free = |stage: &Stage| stage.ticket.0.load(Ordering::Acquire) != COPYING;
+        let Some(at) = self.stages.iter().position(free) else { return Ok(None) };
+        if self.stages[at].ticket.0.load(Ordering::Acquire) == FAILED {
+            return Err(self.device.lost("a staging buffer could not be mapped again".to_owned()));
+        }
+        let pools = Arc::clone(&self.pools);
+        let pool = &pools[pool];
+        assert!(slot < pool.up.experts, "the pool has {} slots", pool.up.experts);
+        let buffer = self.stages[at].buffer.clone();
+        let lost = |e: &dyn std::fmt::Display| self.device.lost(e.to_string());
+        let mut view = buffer.get_mapped_range_mut(..).map_err(|e| lost(&e))?;
+        let mut encoder = self.device.wgpu().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let mut staged = 0;
+        for (matrix, layout, sources) in
+            [(&pool.up, pool.layouts[0], &[gate, up][..]), (&pool.down, pool.layouts[1], &[down][..])]
+        {
+            let total = matrix.rows * matrix.row_bytes;
+            let from = staged;
+            let source_bytes = sources[0].len() * sources.len() / matrix.rows;
+            for source in sources {
+                let expected = layout.format.row_bytes(matrix.k).unwrap_or(0) * matrix.rows / sources.len();
+                assert_eq!(source.len(), expected, "bytes of one expert's matrix");
+            }
+            let rows_a_piece = (PIECE_BYTES / matrix.row_bytes).max(1);
+            for first in (0..matrix.rows).step_by(rows_a_piece) {
+                let rows = first..(first + rows_a_piece).min(matrix.rows);
+                self.piece.resize(rows.len() * matrix.row_bytes, 0);
+                for (row, to) in rows.zip(self.piece.chunks_exact_mut(matrix.row_bytes)) {
+                    let begin = row / sources.len() * source_bytes;
+                    let source = &sources[row % sources.len()][begin..begin + source_bytes];
+                    layout.pack(matrix.k, source, to);
+                }
+                view.slice(staged..staged + self.piece.len()).copy_from_slice(&self.piece);
+                staged += self.piece.len();
+            }
+            let bank_slots = matrix.banks[0].rows / matrix.rows;
+            let to = (slot % bank_slots * total) as u64;
+            let bank = &matrix.banks[slot / bank_slots].buffer;
+            encoder.copy_buffer_to_buffer(&buffer, from as u64, bank, to, total as u64);
+        }
+        drop(view);
+        buffer.unmap();
+        self.device.queue().submit([encoder.finish()]);
+        let ticket = Ticket(Arc::new(AtomicU8::new(COPYING)));
+        let news = Arc::clone(&ticket.0);
+        // The buffer can be mapped again when the copy is done.
+        buffer.map_async(wgpu::MapMode::Write, .., move |result| {
+            news.store(if result.is_ok() { DONE } else { FAILED }, Ordering::Release);
+        });
+        self.stages[at].ticket = ticket.clone();
+        self.device.check()?;
+        Ok(Some(ticket))
+    }
+
+    /// Whether the expert lies in its slot; never waits.
+    pub fn is_done(&self, ticket: &Ticket) -> Result<bool, GpuError> {
+        self.poll()?;
+        match ticket.0.load(Ordering::Acquire) {
+            FAILED => Err(self.device.lost("an expert could not be copied to its slot".to_owned())),
+            state => Ok(state == DONE),
+        }
+    }
+
+    /// Waits for all uploads: for a pool that is filled before a run.
+    pub fn finish(&self) -> Result<(), GpuError> {
+        self.device.wait()
+    }
+
+    fn poll(&self) -> Result<(), GpuError> {
+        self.device.wgpu().poll(wgpu::PollType::Poll).map_err(|e| self.device.lost(e.to_string()))?;
+        self.device.check()
+    }
+}
+
+impl Drop for ExpertUploader {
+    fn drop(&mut self) {
+        for stage in &self.stages {
+            self.device.forget(&stage.buffer);
+        }
+    }
+}

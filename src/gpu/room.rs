@@ -1,0 +1,55 @@
+//! What a side's steps will take of a GPU's memory beside the weights: known before anything is allocated.
+//!
+//! Sizes of activations and scratch memory are upper bounds, so that what placement puts on a GPU fits its budget.
+
+use super::layout::{Layout, UNIT};
+use super::ops::page_bytes;
+use super::slots::taken_rows;
+use crate::backend::KvFormat;
+use crate::plan::{Kv, Op, Plan, Weight};
+
+/// Staging buffers and what drivers keep for themselves.
+const STAGING_BYTES: u64 = 64 << 20;
+
+/// Bytes of one layer's cache.
+pub fn cache_bytes(kv: &Kv, format: KvFormat, pages: usize) -> u64 {
+    2 * page_bytes(kv, format) * pages as u64
+}
+
+/// Bytes of a whole weight as the kernels want it; as in the file for what they do not decode.
+pub fn weight_bytes(weight: &Weight) -> u64 {
+    let rows = (weight.rows * weight.experts) as u64;
+    let row_bytes = Layout::of(weight.format).map_or(weight.row_bytes(), |layout| layout.row_bytes(weight.k));
+    rows * row_bytes as u64
+}
+
+/// Bytes that the steps of this plan take beside weights and caches, at most, for runs of `batch` tokens.
+pub fn activation_bytes(plan: &Plan, batch: usize) -> u64 {
+    let taken = plan.slots.iter().filter(|slot| slot.taken).map(|slot| slot.width);
+    let taken_rows = taken_rows(u64::MAX, taken.clone().max().unwrap_or(0), batch);
+    // The buffers that slots share; columns of a projection have buffers of their own beside them.
+    let shared: usize = plan.buffer_widths().iter().sum::<usize>() - taken.clone().max().unwrap_or(0);
+    let (mut widest, mut columns, mut experts, mut parts) = (0, 0, 0, 0);
+    for step in &plan.steps {
+        let width = |slot| plan.slot(slot).width;
+        match &step.op {
+            Op::Linear { x, parts, .. } => {
+                widest = widest.max(width(*x));
+                if !plan.slot(*x).taken {
+                    columns = columns.max(parts.iter().map(|part| width(part.out)).sum());
+                }
+            }
+            Op::GatedUp { x, out, .. } => widest = widest.max(width(*x).max(width(*out))),
+            Op::Router { weight, .. } => widest = widest.max(plan.weight(*weight).rows),
+            Op::Experts { x, used, down, .. } => {
+                experts = experts.max(used * (plan.weight(*down).k + width(*x) + 1) + width(*x));
+            }
+            // The most workgroups times the most rows of one, see `ops::attention`.
+            Op::Attention { heads, .. } => parts = parts.max(32 * 256 * (heads.head_dim + 2)),
+            Op::Embed { .. } | Op::RmsNorm { .. } | Op::RopeStore { .. } | Op::TakeRows { .. } | Op::Move { .. } => {}
+        }
+    }
+    // Three widest rows of scratch: normed, gate and up.
+    let a_token = shared + columns + 3 * widest + experts + 64;
+    STAGING_BYTES + 4 * (batch * a_token + taken_rows * taken.sum::<usize>() + parts + 64 * UNIT) as u64
+}

@@ -1,0 +1,253 @@
+//! Experts paged to GPUs: wherever they lie, and whatever moves when, the numbers are the reference's.
+//!
+//! Mesa's software Vulkan is a GPU like any other here; several devices are opened on one adapter. Without an adapter the
+//! tests say so and pass; with RYND_REQUIRE_GPU=1 they fail.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod golden_case;
+
+use std::path::Path;
+
+use golden_case::{all_logits, check_as, exact, fixture, furthest, gpu_options, greedy, ids, load, npy, reference};
+use rynd::backend::KvFormat;
+use rynd::engine::{Engine, EngineConfig, ExpertChoice, ExpertOptions, GpuChoice, GpuOptions, Probe};
+use rynd::experts::{Capacity, Named, Policy, Pools, Setup, Speeds, Trace, Window, replay};
+use rynd::gpu::room;
+use rynd::plan::{Op, PAGE_TOKENS, Side};
+
+/// Three devices on the one adapter, for all tests of this process.
+fn copies() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    // SAFETY: set once, before any other thread of this process reads the environment through `Devices::list`; every test
+    // calls this first.
+    ONCE.call_once(|| unsafe { std::env::set_var("RYND_GPU_COPIES", "3") });
+}
+
+/// Slots on as many devices; `None` when the machine has no adapter.
+fn paged(slots: &[usize], probe: Probe) -> Option<EngineConfig> {
+    copies();
+    let choice = GpuChoice::These((0..slots.len()).collect());
+    let gpu = GpuOptions { choice, ..gpu_options()? };
+    let probe = Probe { slots: Some(slots.to_vec()), ..probe };
+    let experts = ExpertOptions { guard: false, probe, ..ExpertOptions::default() };
+    Some(EngineConfig { gpu, experts, ..exact() })
+}
+
+/// Experts of all layers.
+fn entries(model: &str) -> usize {
+    let engine = load(model, &exact());
+    let experts = |op: &Op| match op {
+        Op::Experts { gate, .. } => engine.plan().weight(*gate).experts,
+        _ => 0,
+    };
+    engine.plan().steps.iter().map(|step| experts(&step.op)).sum()
+}
+
+fn waiting() -> Probe {
+    Probe { wait: true, ..Probe::default() }
+}
+
+#[test]
+fn any_number_of_slots_gives_the_reference() {
+    let all = entries("qwen3moe");
+    for slots in [0, 1, all / 4, all / 2, all] {
+        let Some(config) = paged(&[slots], waiting()) else { return };
+        let engine = load("qwen3moe", &config);
+        assert!(engine.plan().steps.iter().all(|step| step.side == Side::Gpu(0)), "the experts too");
+        assert_eq!(engine.expert_report().unwrap().slots, slots);
+        check_as("qwen3moe", 5e-4, &config);
+    }
+}
+
+#[test]
+fn experts_at_random_on_one_two_or_three_devices_give_the_reference() {
+    let all = entries("qwen3moe");
+    for (seed, slots) in [(1, vec![all / 2]), (2, vec![all / 3, all / 4]), (3, vec![all / 4, all / 3, all / 2])] {
+        let devices = slots.len();
+        let Some(config) = paged(&slots, Probe { random_fill: Some(seed), ..waiting() }) else { return };
+        let engine = load("qwen3moe", &config);
+        assert_eq!(engine.gpus().len(), devices);
+        let report = engine.expert_report().unwrap();
+        assert_eq!(report.filled, slots.iter().sum::<usize>().min(all), "filled at the start");
+        check_as("qwen3moe", 5e-4, &config);
+    }
+}
+
+/// Greedy ids of both prompts, and what the pager counted.
+fn check_greedy(model: &str, what: &str, config: &EngineConfig) -> rynd::engine::ExpertReport {
+    let reference = reference(model);
+    let mut engine = load(model, config);
+    for prompt in ["short", "long"] {
+        let start = ids(&reference["prompts"][prompt]["ids"]);
+        let expected = ids(&reference["greedy"][prompt]["ids"]);
+        assert_eq!(greedy(&mut engine, &start, expected.len()), expected, "{model}, {what}, {prompt}");
+    }
+    engine.expert_report().unwrap()
+}
+
+#[test]
+fn other_experts_after_every_token_give_the_same_ids() {
+    for model in ["qwen3moe", "mixtral"] {
+        let slots = entries(model) / 3;
+        for slots in [vec![slots], vec![slots, slots]] {
+            let Some(config) = paged(&slots, Probe { churn: true, ..waiting() }) else { return };
+            let report = check_greedy(model, "everything moves", &config);
+            assert!(report.counters.uploads > 20 * slots[0] as u64, "{report}");
+            // Nothing waits: what is on its way is computed on the CPU.
+            let Some(config) = paged(&slots, Probe { churn: true, ..Probe::default() }) else { return };
+            check_greedy(model, "everything moves, nobody waits", &config);
+        }
+    }
+}
+
+#[test]
+fn uploads_that_fail_leave_experts_where_they_were() {
+    let slots = entries("qwen3moe") / 2;
+    for fail_every in [1, 3] {
+        let Some(config) = paged(&[slots], Probe { fail_every: Some(fail_every), ..waiting() }) else { return };
+        let report = check_greedy("qwen3moe", "uploads fail", &config);
+        assert!(report.failed > 0, "{report}");
+        assert_eq!(report.filled > 0, fail_every > 1, "what arrived is used: {report}");
+    }
+}
+
+#[test]
+fn quantised_experts_of_several_layouts_equal_the_reference_with_f32_activations() {
+    let name = "qwen3moe_wide-Q4_K_M";
+    let prompt = ids(&reference("qwen2")["prompts"]["short"]["ids"]);
+    for (slots, seed) in [(vec![6], 1), (vec![5, 7], 2), (vec![1000], 3)] {
+        for batch in [512, 1] {
+            let Some(config) = paged(&slots, Probe { random_fill: Some(seed), ..waiting() }) else { return };
+            let config = EngineConfig { batch, ..config };
+            let mut engine = Engine::load(&fixture(&format!("quantized/{name}.gguf")), &config).unwrap();
+            assert!(engine.expert_report().unwrap().filled > 0);
+            let off = furthest(&all_logits(&mut engine, &prompt), &npy(&format!("quantized/{name}.logits_f32act.npy")));
+            assert!(off <= 5e-4, "{slots:?}, batch {batch}: logits are {off} off");
+        }
+    }
+}
+
+/// The pager's own policy over this part of all experts.
+fn simulation(part: f64) -> Setup {
+    Setup {
+        named: Named::CrfGate,
+        policy: Policy::default(),
+        pools: Pools::Global,
+        vram: Capacity::Fraction(part),
+        ram: None,
+        devices: 1,
+        seed: true,
+        speeds: Speeds { vram: 1e12, ram: 1e11, bus: 1e10, disk: 1e9, sync_s: 0.0 },
+    }
+}
+
+#[test]
+fn the_engine_counts_what_the_simulator_counts() {
+    let model = "qwen3moe";
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.trace");
+    let all = entries(model);
+    for slots in [all / 8, all / 4, all / 2] {
+        let Some(config) = paged(&[slots], waiting()) else { return };
+        let mut engine = load(model, &EngineConfig { trace: Some(path.clone()), ..config });
+        let start = ids(&reference(model)["prompts"]["long"]["ids"]);
+        greedy(&mut engine, &start, 40);
+        engine.finish_trace().unwrap();
+        let counted = engine.expert_report().unwrap().counters;
+        let trace = Trace::parse(&std::fs::read(&path).unwrap()).unwrap();
+        let simulated = replay(&trace, &simulation(slots as f64 / all as f64)).window(Window::Decode);
+        assert_eq!((counted.picks, counted.hits), (simulated.picks, simulated.hits), "{slots} slots");
+        assert!(counted.hits > 0 && counted.hits < counted.picks);
+    }
+}
+
+#[test]
+fn the_engine_counts_what_the_simulator_counts_on_a_model_of_the_users() {
+    let Some(model) = std::env::var_os("RYND_MOE_MODEL") else {
+        eprintln!("skipped: RYND_MOE_MODEL names no model");
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.trace");
+    let slots = 116;
+    let Some(config) = paged(&[slots], waiting()) else { return };
+    let config = EngineConfig { exact: false, context: Some(256), batch: 32, trace: Some(path.clone()), ..config };
+    let mut engine = Engine::load(Path::new(&model), &config).unwrap();
+    let prompt: Vec<u32> = (0..12).map(|i| 1000 + 37 * i).collect();
+    greedy(&mut engine, &prompt, 24);
+    engine.finish_trace().unwrap();
+    let report = engine.expert_report().unwrap();
+    let trace = Trace::parse(&std::fs::read(&path).unwrap()).unwrap();
+    let part = report.slots as f64 / report.experts as f64;
+    let simulated = replay(&trace, &simulation(part)).window(Window::Decode);
+    let found = report.counters.hits as f64 / report.counters.picks as f64;
+    println!("engine {:.2}%, simulator {:.2}%", 100.0 * found, 100.0 * simulated.hit_rate());
+    assert!((found - simulated.hit_rate()).abs() <= 0.005, "{report}: {simulated:?}");
+}
+
+#[test]
+fn what_was_learned_is_there_at_the_next_start() {
+    let model = "qwen3moe";
+    let folder = tempfile::tempdir().unwrap();
+    let slots = entries(model) / 4;
+    let Some(config) = paged(&[slots], waiting()) else { return };
+    let experts = ExpertOptions { heat: Some(folder.path().to_owned()), ..config.experts.clone() };
+    let config = EngineConfig { experts, ..config };
+    let start = ids(&reference(model)["prompts"]["long"]["ids"]);
+    let mut engine = load(model, &config);
+    assert_eq!(engine.expert_report().unwrap().filled, 0, "nothing is known yet");
+    greedy(&mut engine, &start, 24);
+    drop(engine);
+    let files: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(files.len(), 1, "{files:?}");
+    let engine = load(model, &config);
+    assert_eq!(engine.expert_report().unwrap().filled, slots);
+    drop(engine);
+    // A profile that the user names is used, and one of another model is an error.
+    let named = |file: &Path| ExpertOptions { heat: None, profile: Some(file.to_owned()), ..config.experts.clone() };
+    let engine = load(model, &EngineConfig { experts: named(&files[0]), ..config.clone() });
+    assert_eq!(engine.expert_report().unwrap().filled, slots);
+    let other = EngineConfig { experts: named(&files[0]), ..config.clone() };
+    let error = Engine::load(&fixture("models/mixtral/model.gguf"), &other).err().unwrap().to_string();
+    assert!(error.contains("another model"), "{error}");
+}
+
+#[test]
+fn experts_off_and_on_the_cpu_give_the_same_ids_without_slots() {
+    copies();
+    let Some(gpu) = gpu_options() else { return };
+    let expected = ids(&reference("qwen3moe")["greedy"]["long"]["ids"]);
+    let start = ids(&reference("qwen3moe")["prompts"]["long"]["ids"]);
+    for choice in [ExpertChoice::Off, ExpertChoice::Cpu, ExpertChoice::Auto] {
+        let experts = ExpertOptions { choice, ..ExpertOptions::default() };
+        let mut engine = load("qwen3moe", &EngineConfig { gpu: gpu.clone(), experts, ..exact() });
+        assert!(engine.expert_report().is_none(), "{choice:?}: all fits, or nothing may");
+        assert_eq!(greedy(&mut engine, &start, expected.len()), expected, "{choice:?}");
+    }
+}
+
+#[test]
+fn a_small_budget_pages_experts_and_keeps_to_it() {
+    copies();
+    let Some(gpu) = gpu_options() else { return };
+    let (batch, pages) = (32, 256 / PAGE_TOKENS);
+    let engine = load("qwen3moe", &exact());
+    let plan = engine.plan();
+    let mut bytes = room::activation_bytes(plan, batch);
+    bytes += plan.kv.iter().map(|kv| room::cache_bytes(kv, KvFormat::F32, pages)).sum::<u64>();
+    for weight in &plan.weights {
+        // Half of the experts have room.
+        bytes += room::weight_bytes(weight) / if weight.experts > 1 { 2 } else { 1 };
+    }
+    let gpu = GpuOptions { memory: Some(bytes), ..gpu };
+    let experts = ExpertOptions { guard: false, probe: waiting(), ..ExpertOptions::default() };
+    let config = EngineConfig { gpu, experts, batch, context: Some(256), ..exact() };
+    let report = check_greedy("qwen3moe", "half of the experts have room", &config);
+    let all = entries("qwen3moe");
+    assert!(report.slots > all / 3 && report.slots <= all / 2, "{report}");
+    assert!(report.filled > 0 && report.counters.hits > 0, "{report}");
+    let engine = load("qwen3moe", &config);
+    let used = engine.gpus()[0].device().allocated_bytes();
+    assert!(used <= bytes, "{used} of {bytes}");
+}

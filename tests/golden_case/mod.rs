@@ -1,0 +1,176 @@
+//! References of another implementation, and what a loaded model must have in common with them.
+
+#![allow(dead_code)] // Each test file uses its part.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use rynd::engine::{Devices, Engine, EngineConfig, GpuChoice, GpuOptions, Session, Wanted};
+use rynd::plan::Op;
+use serde_json::Value;
+
+pub fn fixture(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path)
+}
+
+pub fn reference(model: &str) -> Value {
+    let text = std::fs::read_to_string(fixture(&format!("models/{model}/reference.json"))).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+pub fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+/// Reads a little-endian f32 NumPy file.
+pub fn npy(path: &str) -> Vec<f32> {
+    let bytes = std::fs::read(fixture(path)).unwrap();
+    assert_eq!(&bytes[..8], b"\x93NUMPY\x01\x00");
+    let header = 10 + u16::from_le_bytes([bytes[8], bytes[9]]) as usize;
+    assert!(String::from_utf8_lossy(&bytes[10..header]).contains("'descr': '<f4', 'fortran_order': False"));
+    bytes[header..].as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
+
+pub fn exact() -> EngineConfig {
+    EngineConfig { exact: true, threads: Some(2), ..EngineConfig::default() }
+}
+
+pub fn load(model: &str, config: &EngineConfig) -> Engine {
+    Engine::load(&fixture(&format!("models/{model}/model.gguf")), config).unwrap()
+}
+
+/// Logits of every position: (positions, vocab).
+pub fn all_logits(engine: &mut Engine, prompt: &[u32]) -> Vec<f32> {
+    let mut all = vec![];
+    let mut session = Session::new();
+    session
+        .extend(engine, prompt, Wanted::All, |_, logits| {
+            all.extend_from_slice(logits);
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    session.clear(engine);
+    all
+}
+
+pub fn argmax(logits: &[f32]) -> u32 {
+    (0..logits.len()).rev().max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as u32
+}
+
+pub fn greedy(engine: &mut Engine, prompt: &[u32], n: usize) -> Vec<u32> {
+    let mut session = Session::new();
+    let mut timeline = prompt.to_vec();
+    for _ in 0..n {
+        let id = argmax(session.sync(engine, &timeline).unwrap());
+        timeline.push(id);
+    }
+    session.clear(engine);
+    timeline.split_off(prompt.len())
+}
+
+pub fn furthest(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+/// Logits of both prompts, greedy ids of both, hidden states and router picks.
+pub fn check_as(model: &str, tolerance: f32, config: &EngineConfig) {
+    let reference = reference(model);
+    for batch in [512, 7] {
+        let mut engine = load(model, &EngineConfig { batch, ..config.clone() });
+        let vocab = engine.plan().vocab;
+        let short = ids(&reference["prompts"]["short"]["ids"]);
+        let long = ids(&reference["prompts"]["long"]["ids"]);
+
+        let logits = all_logits(&mut engine, &short);
+        let off = furthest(&logits, &npy(&format!("models/{model}/logits_short.npy")));
+        assert!(off <= tolerance, "{model}, batch {batch}: short logits are {off} off");
+
+        let logits = all_logits(&mut engine, &long);
+        let last = &logits[logits.len() - vocab..];
+        let off = furthest(last, &npy(&format!("models/{model}/logits_long_last.npy")));
+        assert!(off <= tolerance, "{model}, batch {batch}: long logits are {off} off");
+        let argmaxes: Vec<u32> = logits.chunks_exact(vocab).map(argmax).collect();
+        assert_eq!(argmaxes, ids(&reference["argmax_long_all"]), "{model}, batch {batch}");
+
+        for prompt in ["short", "long"] {
+            let expected = ids(&reference["greedy"][prompt]["ids"]);
+            let start = ids(&reference["prompts"][prompt]["ids"]);
+            assert_eq!(greedy(&mut engine, &start, expected.len()), expected, "{model}, {prompt}, batch {batch}");
+        }
+    }
+    check_hidden_and_picks(model, &reference, config);
+}
+
+fn check_hidden_and_picks(model: &str, reference: &Value, config: &EngineConfig) {
+    let mut engine = load(model, config);
+    let short = ids(&reference["prompts"]["short"]["ids"]);
+    let plan = engine.plan().clone();
+    let width = plan.slot(plan.hidden).width;
+    let hidden = npy(&format!("models/{model}/hidden_short.npy"));
+    let expected = |row: usize| &hidden[row * short.len() * width..(row + 1) * short.len() * width];
+    let mut layers = 0;
+    let mut routed = 0;
+    engine
+        .trace(&short, |at, slot, values| {
+            let step = &plan.steps[at];
+            if let Op::Router { used, .. } = step.op {
+                let layer = step.layer.unwrap() as usize;
+                let moe = &reference["moe_short"][layer.to_string()];
+                let moe = if moe.is_null() { &reference["moe_short"][layer] } else { moe };
+                for (token, picks) in values.chunks_exact(2 * used).enumerate() {
+                    let experts: Vec<u32> = picks[..used].iter().map(|id| id.to_bits()).collect();
+                    assert_eq!(experts, ids(&moe["experts"][token]), "{model}, layer {layer}, token {token}");
+                    for (i, weight) in picks[used..].iter().enumerate() {
+                        let expected = moe["weights"][token][i].as_f64().unwrap() as f32;
+                        assert!((weight - expected).abs() < 1e-4, "{model}, layer {layer}: {weight} {expected}");
+                    }
+                    routed += 1;
+                }
+            }
+            if slot == plan.hidden {
+                let row = match step.layer {
+                    None => Some(0),
+                    Some(layer) => (plan.last_step_of_layer(layer) == Some(at)).then_some(layer as usize + 1),
+                };
+                if let Some(row) = row {
+                    let off = furthest(values, expected(row));
+                    assert!(off <= 1e-3, "{model}: hidden state {row} is {off} off");
+                    layers += 1;
+                }
+            }
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert_eq!(layers, plan.layers + 1);
+    assert_eq!(routed > 0, plan.steps.iter().any(|step| matches!(step.op, Op::Router { .. })));
+}
+
+/// Logits deep in a long prompt, for any size of prefill batch.
+pub fn check_deep(model: &str, batches: &[usize], config: &EngineConfig) {
+    let reference = reference(model);
+    let prompt = ids(&reference["prompts"]["deep"]["ids"]);
+    let range = ids(&reference["deep"]["positions"]);
+    let argmaxes = ids(&reference["deep"]["argmax_all"]);
+    let expected = npy(&format!("models/{model}/logits_deep.npy"));
+    for &batch in batches {
+        let mut engine = load(model, &EngineConfig { batch, ..config.clone() });
+        let vocab = engine.plan().vocab;
+        let logits = all_logits(&mut engine, &prompt);
+        let deep = &logits[range[0] as usize * vocab..range[1] as usize * vocab];
+        let off = furthest(deep, &expected);
+        assert!(off <= 5e-4, "{model}, batch {batch}: deep logits are {off} off");
+        let found: Vec<u32> = logits.chunks_exact(vocab).map(argmax).collect();
+        assert_eq!(found, argmaxes, "{model}, batch {batch}");
+    }
+}
+
+/// Everything on the first adapter; `None` when the machine has none.
+pub fn gpu_options() -> Option<GpuOptions> {
+    if Devices::list().reports().next().is_none_or(|report| report.refused.is_some()) {
+        assert!(std::env::var_os("RYND_REQUIRE_GPU").is_none(), "RYND_REQUIRE_GPU is set, and there is no adapter");
+        eprintln!("skipped: no adapter");
+        return None;
+    }
+    Some(GpuOptions { choice: GpuChoice::These(vec![0]), ..GpuOptions::default() })
+}
