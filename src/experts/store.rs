@@ -386,7 +386,8 @@ impl Inner {
         let mut missing = 0;
         for id in ids.clone() {
             match self.slot(layer, id) {
-                Some(slot) => pinned[slot] = true,
+                // Wanted again, by a wave that an earlier one has read ahead for, counts once.
+                Some(slot) => *wanted += u64::from(!std::mem::replace(&mut pinned[slot], true)),
                 None => missing += 1,
             }
         }
@@ -420,9 +421,8 @@ impl Inner {
             pinned[slot] = true;
             self.start(pool_at, slot, layer, id, &mut jobs);
             self.slot_of[first + id].store(slot as u32 + 1, Ordering::Release);
-            *read += 1;
+            (*wanted, *read) = (*wanted + 1, *read + 1);
         }
-        *wanted += granted as u64;
         drop(guard);
         if !jobs.is_empty() {
             // Gate and up of all experts come before the downs, which are needed last.
