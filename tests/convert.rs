@@ -3,6 +3,8 @@
 //! The checkpoints are put together here from the reference files, by the naming and layout of transformers; their
 //! configurations and tokenizer files are the originals.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -276,7 +278,7 @@ fn a_checkpoint_is_quantised_as_its_gguf_would_be() {
 fn what_is_missing_or_unknown_is_named() {
     let reference = Gguf::open(&fixture("models/qwen3moe/model.gguf")).unwrap();
     let complete = stored(&reference);
-    let error = |folder: &Path| Source::open(folder).err().expect("it should be refused").to_string();
+    let error = |folder: &Path| Source::open(folder).expect_err("it should be refused").to_string();
 
     let mut tensors = complete.clone();
     tensors.remove("model.layers.1.mlp.experts.7.up_proj.weight");

@@ -3,6 +3,8 @@
 //! `base.logits` is what it wrote for the Q4_K_M file of the tiny qwen2, `kld.txt` what it then printed for the F32 file, with
 //! keys and values in f32 as in our exact mode.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::collections::HashMap;
 use std::io::Cursor;
 use std::ops::ControlFlow;

@@ -1,5 +1,7 @@
 //! The importance matrix against llama-imatrix's: the same text and model, and files read both ways.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 

@@ -1,6 +1,8 @@
 //! `rynd::quantize` from file to file: formats and errors against llama-quantize's, metadata, splits, and everything
 //! that must be refused with the input untouched and no output left behind.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
@@ -82,11 +84,13 @@ fn write_model(path: &Path, tensors: &[(&str, &[u64], Vec<f32>)]) {
     writer.finish().unwrap();
 }
 
+/// Format and root mean squared error by tensor.
+type Errors = BTreeMap<String, (String, f64)>;
+
 #[test]
 fn formats_and_errors_are_those_of_llama_quantize_or_better() {
     let text = std::fs::read_to_string(fixture("quantize/rmse.json")).unwrap();
-    let reference: BTreeMap<String, BTreeMap<String, BTreeMap<String, (String, f64)>>> =
-        serde_json::from_str(&text).unwrap();
+    let reference: BTreeMap<String, BTreeMap<String, Errors>> = serde_json::from_str(&text).unwrap();
     let folder = folder("rmse");
     for (name, types) in &reference {
         let original = Gguf::open(&model(name)).unwrap();

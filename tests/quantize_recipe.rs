@@ -1,6 +1,8 @@
 //! The choice of formats against llama-quantize's `--dry-run`: every file type over the shapes of nine real and odd
 //! models, with and without an importance matrix, and with the flags that override.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use regex_automata::meta::Regex;
 use rynd::quantize::file_type::FileType;
 use rynd::quantize::recipe::{ModelFacts, Recipe};

@@ -29,7 +29,8 @@ pub fn collected(engine: &Engine, datasets: Vec<String>, chunks: u32, chunk_toke
     let mut imatrix = Imatrix { datasets, chunks, chunk_tokens, ..Imatrix::default() };
     let Some(sums) = engine.input_sums() else { return imatrix };
     for (id, weight) in engine.plan().weights.iter().enumerate() {
-        if !weight.name.starts_with("blk.") && !(output && weight.name == "output.weight") {
+        let wanted = weight.name.starts_with("blk.") || output && weight.name == "output.weight";
+        if !wanted {
             continue;
         }
         let seen = sums.of(WeightId(id as u32));
