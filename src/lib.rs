@@ -7,8 +7,8 @@
 //! # A token's way
 //!
 //! text -> [`tokenizer`] ids -> [`engine::Session::sync`], which keeps the longest common prefix and computes the rest ->
-//! embedding, layers, the rows whose logits are wanted ([`plan`], run by [`cpu`]) -> [`sampler`] id -> whole characters ->
-//! [`generate::Event::Text`]. Only the session has mutable state.
+//! embedding, layers, the rows whose logits are wanted ([`plan`], run by [`cpu`] and [`gpu`]) -> [`sampler`] id -> whole
+//! characters -> [`generate::Event::Text`]. Only the session has mutable state.
 //!
 //! # The forward pass is a value
 //!
@@ -24,6 +24,64 @@
 //! for all tokens, and a mixture of experts groups its tokens by expert first. Attention walks pages of 64 tokens with an
 //! online softmax; keys are stored transposed, so no sum crosses lanes. The threads of a run walk the steps together, with a
 //! spinning barrier between two steps.
+//!
+//! # A chat
+//!
+//! A conversation is rendered whole by the model's own template at every turn, and `Session::sync` computes only what is
+//! new. Prompts are cut where a prompt or an answer ended, and what lies before a cut keeps the ids it had, so an answer is
+//! never tokenised again. What outgrows the context loses its oldest turns, never its system prompt. Many requests at once
+//! ([`generate::Batch`]) share each run of the model.
+//!
+//! # One plan, several executors
+//!
+//! Placement gives every step a side and puts a `Move` in front of a value that is read on another one. The GPU executor
+//! ([`gpu`]) prepares pipelines, bind groups and parameters at load; a token that runs on one GPU from end to end is one
+//! submission, one pass and one read-back, the logits' or, when greedy, the id's. Weights whose blocks are not 16-byte
+//! aligned are split into planes at upload. On NVIDIA, AMD and Intel single tokens are multiplied with activations rounded
+//! to int8; exact runs never are. Counted from headers, with 128 MiB bindings; the times are weight bytes over the cards' peak
+//! bandwidth, lower bounds and no measurements:
+//!
+//! | model | weights a token | dispatches (short, 4096 deep) | 4090, 1008 GB/s | M3 Ultra, 819 | 7900 XTX, 960 |
+//! |--|--|--|--|--|--|
+//! | Qwen2.5-Coder-1.5B Q4_K_M | 980 MB | 186, 214 | 0.97 ms | 1.20 ms | 1.02 ms |
+//! | Qwen3-Coder-30B-A3B Q4_K_M (its shape) | 1.92 GB | 461, 509 | 1.90 ms | 2.34 ms | 2.00 ms |
+//!
+//! # Experts
+//!
+//! A mixture of experts that does not fit its GPUs is paged by what the router picks. Attention and dense layers take their
+//! memory first; the rest is slots, each for one expert of a layout, on any GPU. Of a layer the GPU computes the experts that
+//! it finds in its own slot map, with no read-back, while the CPU computes the others where they lie; the sums are added
+//! once. Between two tokens the pager moves the experts whose combined recency and frequency (half-life 16 tokens) exceeds
+//! that of the least valuable resident 1.3 times, at most one a layer and token on average, on a thread that nothing waits for.
+//! The first tokens are computed with and without, and the cache is switched off when it loses. What was learned is kept by
+//! the key of the model's routers and loaded at the next start. The pager ([`experts::Pager`]) knows no clock and no device:
+//! `rynd experts replay` runs the same code over a trace. Hit % (points behind Belady's optimum), uploads a layer and token and
+//! modelled tok/s over the decode of two public traces, global pools:
+//!
+//! | trace | policy | 10% resident | 20% | 40% |
+//! |--|--|--|--|--|
+//! | Qwen3-30B-A3B | LRU | 50.5 (24.2), 2.97, 61 | 74.7 (14.5), 1.52, 116 | 94.1 (2.9), .36, 237 |
+//! | | CRF, gated | 53.4 (21.3), .30, 119 | 75.2 (13.9), .50, 169 | 94.1 (2.8), .33, 238 |
+//! | the same, topic switched | LRU | 50.3, 2.98, 60 | 74.4, 1.54, 115 | 93.3, .40, 225 |
+//! | | CRF, gated | 52.4, .32, 117 | 73.8, .54, 160 | 92.5, .41, 222 |
+//! | Gemma 4 26B-A4B | LRU | 49.7 (24.2), 3.02, 70 | 72.9 (14.8), 1.63, 125 | 93.1 (3.1), .41, 218 |
+//! | | CRF, gated | 55.4 (18.5), .26, 126 | 74.6 (13.0), .51, 165 | 93.1 (3.2), .40, 218 |
+//!
+//! Uploading on a miss and waiting for it models 50, 82 and 175 tok/s for the first row. Tried and lost: half-lives of 32
+//! and more (after a change of topic at 20% resident 70.0% at 32 and 65.3% at 64, against 74.0% at 16), a gate of 2.0, and
+//! pinning by a slower score when slots are fewer than a token's picks.
+//!
+//! # Less memory than the model
+//!
+//! Dense weights stay mapped; with a budget, experts live in slots filled by direct reads that start when the picks are
+//! known. Slots keep what the router picked often and lately. Sums keep their order, so a budget changes speed and never a
+//! number. An 11.6 GB mixture under `--ram 4G` (4.295 GB) held 4.11 GB, page cache included, and under 2G (2.147 GB) 1.95 GB.
+//!
+//! # Quantising
+//!
+//! [`quantize::Source`] is a GGUF or a checkpoint as a list of tensors, [`quantize::Recipe`] chooses each one's format as
+//! llama-quantize does, and slabs of rows are read ahead, encoded by all threads and written behind, so memory does not
+//! grow with the model. Files get their names together, when all are complete.
 //!
 //! # What is true
 //!

@@ -3,6 +3,8 @@
 //! Mesa's software Vulkan is a GPU like any other here. Without an adapter the tests say so and pass; with
 //! RYND_REQUIRE_GPU=1 they fail.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod gpu_case;
 
 use gpu_case::{Case, Setting, nmse};
@@ -88,7 +90,7 @@ fn products_through_workgroup_memory_staging_buffers_and_checked_shaders() {
         for format in Layout::formats() {
             let k = *widths(format).last().unwrap();
             for (n, tokens) in [(1, 1), (33, 2), (257, 1), (129, 17)] {
-                let (case, out) = linear(format, k, n, [k % 32 == 0, true, false]);
+                let (case, out) = linear(format, k, n, [k.is_multiple_of(32), true, false]);
                 let setting = Setting { handicap, ..Setting::default() };
                 case.check_with(
                     &format!("{format} ({n}, {k}) x {tokens} with {handicap:?}"),

@@ -80,9 +80,16 @@ pub enum Error {
     Interrupted { file: String, kept: u64 },
     /// The file there is no model that rynd reads.
     #[error(transparent)]
-    Gguf(#[from] crate::gguf::GgufError),
+    Gguf(Box<crate::gguf::GgufError>),
     #[error("{}: {cause}", path.display())]
     Io { path: PathBuf, cause: io::Error },
+}
+
+// By hand, because the cause is boxed: results of every request carry this error.
+impl From<crate::gguf::GgufError> for Error {
+    fn from(cause: crate::gguf::GgufError) -> Error {
+        Error::Gguf(Box::new(cause))
+    }
 }
 
 pub type Result<T> = std::result::Result<T, Error>;

@@ -59,7 +59,10 @@ pub enum DiskError {
 /// Called before each read with the file, the offset and the attempt (0, 1): an error stands in for the read's own. For
 /// tests of what happens when disks fail.
 #[derive(Clone)]
-pub struct Fault(pub Arc<dyn Fn(&Path, u64, u32) -> Option<io::Error> + Send + Sync>);
+pub struct Fault(pub Arc<Injector>);
+
+/// File, offset and attempt to the error that stands in.
+pub type Injector = dyn Fn(&Path, u64, u32) -> Option<io::Error> + Send + Sync;
 
 impl std::fmt::Debug for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

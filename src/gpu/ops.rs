@@ -83,7 +83,7 @@ pub(super) enum Prepared {
     Linear(Linear),
     Gated(Gated),
     RopeStore(RopeStore),
-    Attention(Attention),
+    Attention(Box<Attention>),
     Router(Router),
     Experts(Box<Experts>),
     TakeRows(TakeRows),
@@ -185,7 +185,7 @@ impl Prepared {
                 Prepared::RopeStore(RopeStore::new(setup, [*q, *k, *v], *heads, [*q_norm, *k_norm], *rope, *kv)?)
             }
             Op::Attention { q, heads, kv, scale, window, out } => {
-                Prepared::Attention(Attention::new(setup, *q, *heads, *kv, *scale, *window, *out)?)
+                Prepared::Attention(Box::new(Attention::new(setup, *q, *heads, *kv, *scale, *window, *out)?))
             }
             Op::Router { x, weight, used, gating, normalize, scale, picks } => {
                 Prepared::Router(Router::new(setup, *x, *weight, *used, *gating, *normalize, *scale, *picks)?)

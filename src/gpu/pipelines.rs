@@ -214,7 +214,6 @@ impl<'a> Recorder<'a> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::super::adapters::Devices;
     use super::super::device::Handicap;

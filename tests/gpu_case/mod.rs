@@ -1,7 +1,6 @@
 //! Small plans over random weights, run on the CPU and on the GPU.
 
-// Each test file uses a part of it.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::cell::OnceCell;
 use std::path::PathBuf;

@@ -10,14 +10,13 @@ use std::process::{Command, Output};
 use rynd::experts::cost::{self, Context, Hits};
 use rynd::experts::rig::{Rig, parse_bytes};
 use rynd::experts::shape::Shape;
-use rynd_quant::Format;
 use serde_json::Value;
-use shapes::Model;
+use shapes::{Model, Tensor};
 
 const Q8_32K: Context = Context { tokens: 32_768, bytes_per_value: 34.0 / 32.0 };
 const F16_32K: Context = Context { tokens: 32_768, bytes_per_value: 2.0 };
 
-fn shape(model: &Model, tensors: &[(String, Vec<u64>, Format)]) -> Shape {
+fn shape(model: &Model, tensors: &[Tensor]) -> Shape {
     Shape::read(&shapes::outline(model, tensors).0).unwrap()
 }
 

@@ -35,7 +35,7 @@ impl Model {
     }
 
     /// What a recipe gives each tensor: (name, shape, format).
-    pub fn by_recipe(&self, recipe: &Recipe) -> Vec<(String, Vec<u64>, Format)> {
+    pub fn by_recipe(&self, recipe: &Recipe) -> Vec<Tensor> {
         let heads = [key(self, "attention.head_count"), key(self, "attention.head_count_kv")];
         let names = self.tensors.iter().map(|(name, _)| name.as_str());
         let facts = ModelFacts::new(self.arch, key(self, "block_count"), key(self, "expert_count"), heads, names);
@@ -48,12 +48,12 @@ impl Model {
     }
 
     /// The tensors of a file type made without an importance matrix.
-    pub fn quantised(&self, file_type: &str) -> Vec<(String, Vec<u64>, Format)> {
+    pub fn quantised(&self, file_type: &str) -> Vec<Tensor> {
         self.by_recipe(&Recipe::new(FileType::from_name(file_type).unwrap()))
     }
 
     /// Experts of one file type, everything else of another: how the small files of large models are made.
-    pub fn mixed(&self, experts: &str, rest: &str) -> Vec<(String, Vec<u64>, Format)> {
+    pub fn mixed(&self, experts: &str, rest: &str) -> Vec<Tensor> {
         let (experts, rest) = (self.quantised(experts), self.quantised(rest));
         experts.into_iter().zip(rest).map(|(e, r)| if e.0.contains("_exps") { e } else { r }).collect()
     }
@@ -147,6 +147,9 @@ pub fn coder_next() -> Model {
     model
 }
 
+/// Name, shape (row length first) and format.
+pub type Tensor = (String, Vec<u64>, Format);
+
 /// One file of a split model: its header's bytes and the size it would have.
 pub struct Part {
     pub header: Vec<u8>,
@@ -154,9 +157,9 @@ pub struct Part {
 }
 
 /// The files of a model, with the same number of tensors each.
-pub fn parts(model: &Model, tensors: &[(String, Vec<u64>, Format)], count: usize) -> Vec<Part> {
+pub fn parts(model: &Model, tensors: &[Tensor], count: usize) -> Vec<Part> {
     let per_part = tensors.len().div_ceil(count);
-    let part = |(no, tensors): (usize, &[(String, Vec<u64>, Format)])| {
+    let part = |(no, tensors): (usize, &[Tensor])| {
         let mut keys = vec![];
         let mut n = 0;
         let mut add = |bytes: Vec<u8>| {
@@ -201,7 +204,7 @@ fn number(key: &str, value: u32) -> Vec<u8> {
 }
 
 /// The outline of a model in one file, as a peek over the network would give it; and the file's size.
-pub fn outline(model: &Model, tensors: &[(String, Vec<u64>, Format)]) -> (Outline, u64) {
+pub fn outline(model: &Model, tensors: &[Tensor]) -> (Outline, u64) {
     let part = parts(model, tensors, 1).remove(0);
     let header = HeaderPart { name: "a.gguf".into(), bytes: part.header.into(), file_bytes: part.bytes };
     (Outline::from_parts(vec![header]).unwrap(), part.bytes)

@@ -62,7 +62,24 @@ pub fn report(chat: &Chat) -> String {
         more => format!(" and {} more files", more - 1),
     };
     let bytes = numbers::bytes(gguf.file_bytes());
-    line("weights", format!("{bytes} in the mapped file, read by the CPU where they lie"));
+    let shares = chat.model.engine.gpu_shares();
+    let rest = if shares.is_empty() { "read by the CPU where they lie" } else { "shared with the GPUs below" };
+    line("weights", format!("{bytes} in the mapped file, {rest}"));
+    for share in shares {
+        let layers = chat.model.engine.plan().layers + 1;
+        line(
+            "gpu",
+            format!("{} holds {} of {layers} layers, {}", share.name, share.layers, numbers::bytes(share.bytes)),
+        );
+    }
+    if let Some(report) = chat.model.engine.expert_report() {
+        line("experts", report.to_string());
+    }
+    if let Some(counters) = chat.model.engine.tier_counters() {
+        let in_ram = counters.wanted - counters.read;
+        let read = numbers::bytes(counters.bytes_read);
+        line("disk", format!("{in_ram} of {} experts wanted were in RAM, {read} read", counters.wanted));
+    }
     line("file", format!("{}{files}", gguf.path().display()));
     out
 }
