@@ -175,6 +175,14 @@ impl Cpu {
         self.team.size()
     }
 
+    /// So many tokens went through the whole plan: what lies in the tier's slots ages. Tells of a read that failed.
+    pub fn age_tier(&self, tokens: usize) -> Result<(), BackendError> {
+        if let Some(tier) = &self.tier {
+            tier.store.end_run(tokens)?;
+        }
+        Ok(())
+    }
+
     /// Computes experts from this tier's slots and no longer from the mapping.
     pub fn set_tier(&mut self, tier: Arc<Tier>) {
         self.tier = Some(tier);
@@ -326,12 +334,8 @@ impl Backend for Cpu {
                 }
             }
         });
-        if let Some(tier) = &self.tier {
-            // A single step of a token that others compute too is no token more.
-            let whole = steps.len() > 1;
-            tier.store.end_run(if whole { env.tokens.len() } else { 0 })?;
-        }
-        Ok(())
+        // How many tokens went by only the caller knows: others may compute their other steps.
+        self.age_tier(0)
     }
 
     fn read(&mut self, slot: Slot, out: &mut [f32]) -> Result<(), BackendError> {

@@ -166,9 +166,13 @@ impl Backend for Split {
         });
         self.stages = list;
         result?;
+        if steps != (0..self.plan.steps.len()) {
+            return Ok(());
+        }
+        self.cpu.age_tier(env.tokens.len())?;
         match &mut self.hybrid {
-            Some(hybrid) if steps == (0..self.plan.steps.len()) => hybrid.end(&mut self.gpus, env, self.log.as_deref()),
-            _ => Ok(()),
+            Some(hybrid) => hybrid.end(&mut self.gpus, env, self.log.as_deref()),
+            None => Ok(()),
         }
     }
 
