@@ -29,6 +29,24 @@ pub struct Rates {
     /// Bytes a second of explicit reads, by device.
     #[serde(default)]
     pub disk_bytes_per_second: BTreeMap<String, f64>,
+    /// By the adapter's name, driver and backend.
+    #[serde(default)]
+    pub gpus: BTreeMap<String, GpuRates>,
+}
+
+/// What was measured of one GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GpuRates {
+    /// Bytes of weights a second, one token at a time.
+    pub vram_bytes_per_second: f64,
+    /// Bytes a second from host memory into expert slots.
+    pub bus_bytes_per_second: f64,
+    /// Multiplications and additions a second in a batch.
+    pub batch_ops_per_second: f64,
+    /// Seconds that one more dispatch takes in a submission.
+    pub dispatch_seconds: f64,
+    /// Seconds from a submission to its values on the host.
+    pub read_back_seconds: f64,
 }
 
 /// The file below rynd's cache.
@@ -134,6 +152,7 @@ impl Rates {
             ram_bytes_per_second: ram * row_bytes as f64,
             batch_ops_per_second: 2.0 * batch * (WIDTH * BATCH_TOKENS) as f64,
             disk_bytes_per_second: BTreeMap::new(),
+            gpus: BTreeMap::new(),
         }
     }
 }
