@@ -50,6 +50,11 @@ fn qwen3moe_equals_its_reference() {
 }
 
 #[test]
+fn qwen3moe_with_few_wide_experts_equals_its_reference() {
+    check("qwen3moe_wide", 2e-4);
+}
+
+#[test]
 fn mixtral_equals_its_reference() {
     check("mixtral", 5e-4);
 }

@@ -51,6 +51,11 @@ fn mixtral_on_a_gpu_equals_its_reference() {
 }
 
 #[test]
+fn qwen3moe_with_few_wide_experts_on_a_gpu_equals_its_reference() {
+    check("qwen3moe_wide");
+}
+
+#[test]
 fn gemma3_on_a_gpu_equals_its_reference() {
     check("gemma3");
 }

@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "golden_case/wide.rs"]
+mod wide;
+
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
@@ -17,7 +20,7 @@ fn fixture(name: &str) -> PathBuf {
 }
 
 fn model(name: &str) -> PathBuf {
-    fixture(&format!("models/{name}/model.gguf"))
+    if name == "qwen3moe_wide" { wide::path() } else { fixture(&format!("models/{name}/model.gguf")) }
 }
 
 /// A folder of this test's own.

@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // Each test file uses its part.
 
+pub mod wide;
+
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
@@ -35,8 +37,13 @@ pub fn exact() -> EngineConfig {
     EngineConfig { exact: true, threads: Some(2), ..EngineConfig::default() }
 }
 
-pub fn load(model: &str, config: &EngineConfig) -> Engine {
-    Engine::load(&fixture(&format!("models/{model}/model.gguf")), config).unwrap()
+/// The file of a model whose references are in tests/fixtures/models.
+pub fn model(name: &str) -> PathBuf {
+    if name == "qwen3moe_wide" { wide::path() } else { fixture(&format!("models/{name}/model.gguf")) }
+}
+
+pub fn load(name: &str, config: &EngineConfig) -> Engine {
+    Engine::load(&model(name), config).unwrap()
 }
 
 /// Logits of every position: (positions, vocab).
