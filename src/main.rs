@@ -10,6 +10,7 @@ use clap::Parser;
 use rynd::commands::{self, Cli};
 
 fn main() -> ExitCode {
+    survive_file_size_limits();
     match commands::run(Cli::parse()) {
         Ok(code) => code,
         Err(error) if commands::is_broken_pipe(&error) => ExitCode::SUCCESS,
@@ -24,3 +25,15 @@ fn main() -> ExitCode {
         }
     }
 }
+
+/// A limit on the size of files ('ulimit -f') then fails the write, which is told like a full disk, in place of killing rynd
+/// with a half-written file left behind.
+#[cfg(unix)]
+fn survive_file_size_limits() {
+    let seen = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    // Without the handler all is as in any other program.
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, seen);
+}
+
+#[cfg(not(unix))]
+fn survive_file_size_limits() {}

@@ -231,6 +231,20 @@ fn logits_that_cannot_be_compared_are_refused() {
 
 #[cfg(unix)]
 #[test]
+fn a_limit_on_the_size_of_files_is_one_line_of_error_and_leaves_nothing() {
+    let folder = folder("limit");
+    let to = folder.join("out.gguf").display().to_string();
+    // Blocks of 512 or 1024 bytes, by the shell: less than the output in any case.
+    let script = "ulimit -f 200; exec \"$0\" quantize \"$1\" \"$2\" Q8_0";
+    let arguments = ["-c", script, env!("CARGO_BIN_EXE_rynd"), &model("qwen2"), &to];
+    let output = Command::new("sh").args(arguments).stdin(Stdio::null()).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("out.gguf") && stderr.contains("too large"), "{stderr}");
+    assert_eq!(names(&folder), [""; 0]);
+}
+
+#[test]
 fn ctrl_c_leaves_nothing_and_exits_with_130() {
     let folder = folder("interrupt");
     let input = folder.join("in.gguf");
