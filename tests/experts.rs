@@ -316,6 +316,37 @@ fn the_pager_keeps_its_promises_whatever_happens() {
 }
 
 #[test]
+fn the_most_valuable_experts_stay_when_slots_go() {
+    let grid = Grid::new(16, 2, vec![("a".to_owned(), 1)]);
+    let mut pager = Pager::new(grid, &[PoolSpec { device: 0, layers: vec![0], slots: 8 }], Policy::default());
+    // Experts 0 to 7 come in this order; later ones were picked more often.
+    let placed = pager.fill(|entry| if entry < 8 { 16.0 - entry as f64 } else { 0.0 });
+    placed.iter().for_each(|promotion| pager.done(promotion));
+    for expert in 0..8 {
+        (0..=(expert * 5) % 8).for_each(|_| pager.pick(0, [expert].into_iter()));
+    }
+    // Worth 0 5 2 7 4 1 6 3, by slot.
+    let moves = pager.vacate(0, 3);
+    let pairs: Vec<_> = moves.iter().map(|m| (m.expert, m.from, m.to)).collect();
+    assert_eq!(pairs, [(3, 3, 0), (6, 6, 2)], "4 is worth less than 5 of expert 1");
+    pager.resize(0, 3);
+    let mut held: Vec<_> = pager.residents(0).collect();
+    held.sort_by_key(|held| held.2);
+    assert_eq!(held, [(3, 0, 0), (1, 0, 1), (6, 0, 2)]);
+    assert_eq!(pager.filled(), (3, 3));
+    assert_eq!((pager.place(0, 0), pager.place(0, 4)), (Place::Absent, Place::Absent));
+    // More slots are empty, and nothing moves then.
+    pager.resize(0, 5);
+    assert_eq!((pager.filled(), pager.slots(0)), ((3, 5), 5));
+    assert_eq!(pager.vacate(0, 3), []);
+    // An empty slot takes whoever must go.
+    pager.evict(0, 1);
+    pager.resize(0, 3);
+    let moves = pager.vacate(0, 2);
+    assert_eq!(moves.iter().map(|m| (m.expert, m.from, m.to)).collect::<Vec<_>>(), [(6, 2, 1)]);
+}
+
+#[test]
 fn slots_of_several_devices_fill_evenly() {
     let grid = Grid::new(32, 2, vec![("a".to_owned(), 1)]);
     let spec = |device| PoolSpec { device, layers: vec![0], slots: 8 };

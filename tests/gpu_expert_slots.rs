@@ -47,8 +47,8 @@ fn mixture(formats: [Format; 3], [n, ff, experts, used]: [usize; 4]) -> Mixture 
 
 impl Mixture {
     fn gpu(&self, handicap: Handicap, index: u8, slots: usize, batch: usize) -> Option<Gpu> {
-        let config = GpuConfig { index, batch, pages: 4, kv: KvFormat::F16 };
-        let pools = [SlotPool { steps: vec![1, 3], slots }];
+        let config = GpuConfig { index, batch, pages: 4, first_pages: 4, kv: KvFormat::F16 };
+        let pools = [SlotPool { steps: vec![1, 3], slots, cuts: vec![] }];
         Some(Gpu::with_pools(device(handicap)?, self.case.weights(), &config, &pools).unwrap())
     }
 
@@ -260,9 +260,14 @@ fn pools_say_what_they_can_not_hold() {
     let plan = mixture.case.weights().plan();
     // Q4_K stays as in the file, Q6_K rows of one block are padded to whole vec4s.
     assert_eq!(expert_slot_bytes(plan, 1).unwrap(), (2 * 256 * 144 + 256 * 224) as u64);
-    let config = GpuConfig { index: 0, batch: 1, pages: 1, kv: KvFormat::F16 };
+    let config = GpuConfig { index: 0, batch: 1, pages: 1, first_pages: 1, kv: KvFormat::F16 };
     let make = |steps: Vec<usize>, slots: usize| {
-        let made = Gpu::with_pools(device.clone(), mixture.case.weights(), &config, &[SlotPool { steps, slots }]);
+        let made = Gpu::with_pools(
+            device.clone(),
+            mixture.case.weights(),
+            &config,
+            &[SlotPool { steps, slots, cuts: vec![] }],
+        );
         made.err().map(|e| e.to_string()).unwrap_or_default()
     };
     assert!(make(vec![0], 1).contains("it is no mixture of experts"));
@@ -275,4 +280,67 @@ fn pools_say_what_they_can_not_hold() {
     let down = mixed.weight(Format::Q6_K, &[256, 256, 2]);
     mixed.push(Op::Experts { x, picks, used: 1, gate, up, down, act: Activation::Silu, out: x });
     assert!(expert_slot_bytes(mixed.weights().plan(), 0).unwrap_err().to_string().contains("can not share a kernel"));
+}
+
+#[test]
+fn a_pool_gives_up_its_last_slots_and_takes_them_again() {
+    // With small bindings a cut lies among many banks.
+    for binding_bytes in [None, Some(300 << 10)] {
+        let handicap = Handicap { binding_bytes, ..Handicap::default() };
+        let mixture = mixture([Format::Q4_K, Format::Q4_K, Format::Q6_K], [256, 256, 9, 3]);
+        let Some(device) = device(handicap) else { return };
+        let config = GpuConfig { index: 0, batch: 8, pages: 4, first_pages: 4, kv: KvFormat::F16 };
+        let pools = [SlotPool { steps: vec![1, 3], slots: 12, cuts: vec![7, 3] }];
+        let mut gpu = Gpu::with_pools(device.clone(), mixture.case.weights(), &config, &pools).unwrap();
+        let mut cpu = mixture.case.cpu(8, 4, KvFormat::F16);
+        let mut maps = mixture.fill(&mut gpu, 12, 12, &mut Random::new(4));
+        let check = |gpu: &mut Gpu, cpu: &mut Cpu, maps: &[Vec<u32>; 2], what: &str| {
+            for t in [1, 8] {
+                let tokens = tokens(t);
+                let env = Env { tokens: &tokens, rows: &[], pages: &[&[0]] };
+                let inputs = mixture.case.fill(t, 6);
+                for (slot, values) in &inputs {
+                    gpu.write(*slot, values).unwrap();
+                }
+                gpu.run(0..4, &env).unwrap();
+                let expected = mixture.partial(cpu, &env, &inputs, |layer, expert| maps[layer][expert] != NO_SLOT);
+                let mut found = vec![0.0; expected.len()];
+                gpu.read(mixture.out, &mut found).unwrap();
+                let off = nmse_added(&found, &expected, mixture.base(&inputs));
+                assert!(off <= CLOSE, "{what}, {t} tokens, {binding_bytes:?}: {off:.1e} off");
+            }
+        };
+        check(&mut gpu, &mut cpu, &maps, "all slots");
+        let full = device.allocated_bytes();
+        let slot_bytes = gpu.slot_bytes(0);
+        for (slots, moves) in [(7, vec![(9, 0), (11, 4)]), (3, vec![(4, 1), (5, 2)]), (0, vec![])] {
+            gpu.move_experts(0, &moves).unwrap();
+            for slot in maps.iter_mut().flatten() {
+                // Whom a newcomer pushes out goes, as do those beyond the cut that were not moved.
+                *slot = match moves.iter().find(|(from, _)| *from as u32 == *slot) {
+                    Some((_, to)) => *to as u32,
+                    None if *slot as usize >= slots || moves.iter().any(|(_, to)| *to as u32 == *slot) => NO_SLOT,
+                    None => *slot,
+                };
+            }
+            for (layer, map) in maps.iter().enumerate() {
+                gpu.set_expert_slots(2 * layer + 1, map).unwrap();
+            }
+            gpu.resize_pool(0, slots).unwrap();
+            assert_eq!(device.allocated_bytes(), full - (12 - slots) as u64 * slot_bytes);
+            check(&mut gpu, &mut cpu, &maps, &format!("{slots} slots"));
+        }
+        gpu.resize_pool(0, 12).unwrap();
+        assert_eq!(device.allocated_bytes(), full);
+        check(&mut gpu, &mut cpu, &maps, "empty again");
+        maps = mixture.fill(&mut gpu, 12, 12, &mut Random::new(8));
+        check(&mut gpu, &mut cpu, &maps, "filled again");
+        // What is not moved is gone.
+        gpu.resize_pool(0, 7).unwrap();
+        maps.iter_mut().flatten().filter(|slot| **slot >= 7).for_each(|slot| *slot = NO_SLOT);
+        for (layer, map) in maps.iter().enumerate() {
+            gpu.set_expert_slots(2 * layer + 1, map).unwrap();
+        }
+        check(&mut gpu, &mut cpu, &maps, "a cut without moves");
+    }
 }

@@ -13,7 +13,8 @@ struct Params {
     slots_at: u32, // this layer's part of the slot map
     first_slot: u32, // of these banks
     slot_count: u32, // of these banks
-    bank_slots: u32, // of each of them, at most
+    second_bank: u32, // its first slot, counted from the first of these banks; past the last one when there is none
+    third_bank: u32,
     picks_stride: u32, // words a token
     x_at: u32, // first vec4 of x
     x_stride: u32, // vec4 a token, or a pair
@@ -22,7 +23,7 @@ struct Params {
 }
 
 var<immediate> p: Params;
-@group(0) @binding(0) var<storage, read> w0: array<vec4<u32>>; // (bank_slots, rows, row_quads)
+@group(0) @binding(0) var<storage, read> w0: array<vec4<u32>>; // (slots, rows, row_quads)
 @group(0) @binding(1) var<storage, read> w1: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> w2: array<vec4<u32>>;
 @group(0) @binding(3) var<storage, read> x: array<vec4<f32>>;
@@ -61,6 +62,9 @@ fn row_at(slot: u32, row: u32) -> u32 {
     if BANKS == 1u {
         return (slot * p.rows + row) * p.row_quads;
     }
-    let bank = slot / p.bank_slots;
-    return (bank << BANK_SHIFT) | ((slot % p.bank_slots * p.rows + row) * p.row_quads);
+    // Banks differ in size: where one ends is where a pool can be cut.
+    let in_third = slot >= p.third_bank;
+    let bank = u32(slot >= p.second_bank) + u32(in_third);
+    let first = select(select(0u, p.second_bank, bank > 0u), p.third_bank, in_third);
+    return (bank << BANK_SHIFT) | (((slot - first) * p.rows + row) * p.row_quads);
 }

@@ -6,12 +6,15 @@
 
 use std::sync::Arc;
 
-use super::hybrid::{ExpertChoice, SlotPlan};
+use super::hybrid::{ExpertChoice, Rooms, SlotPlan, sizes as cache_sizes};
 use super::{EngineConfig, EngineError};
 use crate::backend::KvFormat;
 use crate::gpu::{AdapterReport, Devices, Gpu, GpuConfig, GpuError, Handicap, Listing, dispatches, refusal, room};
 use crate::plan::{KvId, Op, PAGE_TOKENS, Plan, Room, Side, Sides, Step, WeightId, place};
 use crate::weights::Weights;
+
+/// Tokens that the caches have room for at the start, where experts give way as the context grows. Most chats stay below.
+const FIRST_TOKENS: usize = 4096;
 
 /// Which GPUs may be used.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,7 +53,7 @@ pub struct Outline {
     pub adapters: Vec<AdapterReport>,
     /// What each may hold.
     pub budgets: Vec<Option<u64>>,
-    /// Slots for experts, when those do not all fit.
+    /// Slots for experts, when those do not all fit: as many as at the start, while the context is short.
     pub slots: Option<SlotPlan>,
     devices: Option<Devices>,
 }
@@ -192,7 +195,9 @@ impl Outline {
             let budget = config.gpu.memory.and(*budget);
             let int8 = if config.exact { Some(false) } else { config.gpu.handicap.int8 };
             let device = devices.open(adapter.index, budget, Handicap { int8, ..config.gpu.handicap })?;
-            let gpu = GpuConfig { index, batch: sizes.batch, pages: sizes.pages, kv: sizes.kv };
+            let first_pages =
+                self.slots.as_ref().and_then(|slots| slots.stages.first()).map_or(sizes.pages, |s| s.pages);
+            let gpu = GpuConfig { index, batch: sizes.batch, pages: sizes.pages, first_pages, kv: sizes.kv };
             let pools = self.slots.as_ref().map_or(&[][..], |slots| &slots.on_gpu[usize::from(index)]);
             gpus.push(Gpu::with_pools(device, weights, &gpu, pools)?);
         }
@@ -224,16 +229,36 @@ fn paged(
     let sides = Sides { experts: None, ..fit(plan, &dense, budgets, sizes).ok()? };
     let placed = place(plan, &sides, &|op| refusal(plan, op, sizes.kv).is_some());
     let activations = room::activation_bytes(plan, sizes.batch);
-    let rooms: Vec<u64> = (0..)
-        .zip(budgets)
-        .map(|(index, budget)| {
-            // A thousandth for what allocators round up.
-            let budget = budget.map_or(u64::MAX / 64, |bytes| bytes - bytes / 1000);
-            budget.saturating_sub(activations + dense_bytes(&placed, Side::Gpu(index), sizes))
+    let first = FIRST_TOKENS.max(sizes.batch).div_ceil(PAGE_TOKENS);
+    let step = experts.probe.cache_step;
+    let mut smaller = 0;
+    let rooms: Vec<Rooms> = cache_sizes(step.unwrap_or(first), sizes.pages, step)
+        .into_iter()
+        .map(|pages| {
+            let room = |(index, budget): (u8, &Option<u64>)| {
+                // A thousandth for what allocators round up.
+                let budget = budget.map_or(u64::MAX / 64, |bytes| bytes - bytes / 1000);
+                let dense = dense_bytes(&placed, Side::Gpu(index), Sizes { pages, ..sizes });
+                // While a cache changes its size, one buffer of the smaller is there beside the larger.
+                let copied = largest_cache_bytes(&placed, Side::Gpu(index), Sizes { pages: smaller, ..sizes }) / 2;
+                budget.saturating_sub(activations + dense + copied)
+            };
+            let bytes = (0..).zip(budgets).map(room).collect();
+            smaller = pages;
+            Rooms { pages, bytes }
         })
         .collect();
     let slots = SlotPlan::new(&placed, &rooms, experts.probe.slots.as_deref())?;
     Some((placed, slots))
+}
+
+/// Bytes of the largest layer's cache on a side.
+fn largest_cache_bytes(plan: &Plan, side: Side, sizes: Sizes) -> u64 {
+    let caches = plan.steps.iter().filter(|step| step.side == side).filter_map(|step| match step.op {
+        Op::RopeStore { kv, .. } => Some(room::cache_bytes(&plan.kv[kv.0 as usize], sizes.kv, sizes.pages)),
+        _ => None,
+    });
+    caches.max().unwrap_or(0)
 }
 
 /// Bytes of weights and caches on a side, experts left out.

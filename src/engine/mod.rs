@@ -6,6 +6,7 @@
 
 mod gpus;
 mod hybrid;
+mod pages;
 mod record;
 mod session;
 mod split;
@@ -15,13 +16,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use gpus::{GpuChoice, GpuOptions, GpuShare, Outline};
-pub use hybrid::{ExpertChoice, ExpertOptions, ExpertReport, Probe, SlotPlan};
+pub use hybrid::{CacheReport, ExpertChoice, ExpertOptions, ExpertReport, Probe, SlotPlan};
 pub use record::{expert_header, header_of, router_key};
 pub use session::{Session, Span, Wanted, advance};
 pub use split::Split;
 
 use self::gpus::Sizes;
 use self::hybrid::{Hybrid, page_experts};
+use self::pages::Pages;
 use self::record::Recorder;
 use crate::backend::{Backend, BackendError, Env, KvFormat, PickLog, Token};
 use crate::cpu::{Cpu, CpuConfig, InputSums};
@@ -164,7 +166,7 @@ pub struct Engine {
     gguf: Gguf,
     plan: Arc<Plan>,
     backend: Split,
-    free_pages: Vec<u32>,
+    pages: Pages,
     context: usize,
     batch: usize,
     threads: usize,
@@ -209,7 +211,7 @@ impl Engine {
             gguf,
             plan,
             backend,
-            free_pages: (0..pages as u32).rev().collect(),
+            pages: Pages::new(pages),
             context,
             batch,
             threads: config.threads(),
@@ -367,6 +369,7 @@ impl Engine {
 
     /// As `forward`, without a word in the trace.
     fn compute(&mut self, env: &Env) -> Result<(), EngineError> {
+        self.backend.fit_cache(self.pages.in_use())?;
         self.backend.run(0..self.plan.steps.len(), env)?;
         self.logits.resize(env.rows.len() * self.plan.vocab, 0.0);
         if !env.rows.is_empty() {
@@ -378,6 +381,7 @@ impl Engine {
     /// Runs the whole plan for these tokens and keeps the id of the last row's largest logit.
     fn forward_best(&mut self, env: &Env) -> Result<(), EngineError> {
         let mut best = vec![None; env.rows.len()];
+        self.backend.fit_cache(self.pages.in_use())?;
         self.backend.run_best(0..self.plan.steps.len(), env, (self.plan.logits, self.plan.vocab), &mut best)?;
         self.logits.clear();
         self.best = best.last().copied().flatten();
@@ -419,9 +423,10 @@ impl Engine {
             ids.iter().enumerate().map(|(pos, &id)| Token { id, seq: 0, pos: pos as u32 }).collect();
         let rows: Vec<u32> = (0..ids.len() as u32).collect();
         let env = Env { tokens: &tokens, rows: &rows, pages: &[&pages] };
-        let mut result = Ok(());
+        let mut result = self.backend.fit_cache(self.pages.in_use()).map_err(EngineError::from);
         let mut values = vec![];
-        'steps: for at in 0..self.plan.steps.len() {
+        let steps = if result.is_ok() { 0..self.plan.steps.len() } else { 0..0 };
+        'steps: for at in steps {
             if let Err(e) = self.backend.run(at..at + 1, &env) {
                 result = Err(e.into());
                 break;
@@ -439,7 +444,7 @@ impl Engine {
                 }
             }
         }
-        self.free_pages.extend(pages);
+        self.pages.give_back(pages);
         result
     }
 
@@ -449,9 +454,6 @@ impl Engine {
     }
 
     fn take_pages(&mut self, n: usize) -> Result<Vec<u32>, EngineError> {
-        if self.free_pages.len() < n {
-            return Err(EngineError::NoPages);
-        }
-        Ok(self.free_pages.split_off(self.free_pages.len() - n))
+        self.pages.take(n).ok_or(EngineError::NoPages)
     }
 }

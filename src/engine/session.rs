@@ -55,7 +55,7 @@ impl Session {
     pub fn truncate(&mut self, engine: &mut Engine, tokens: usize) {
         self.ids.truncate(tokens);
         let kept = self.ids.len().div_ceil(PAGE_TOKENS);
-        engine.free_pages.extend(self.pages.drain(kept..));
+        engine.pages.give_back(self.pages.drain(kept..));
     }
 
     /// Makes the timeline equal `ids`, computing only what differs, and returns the last token's logits (vocab).
@@ -97,6 +97,8 @@ impl Session {
         if tokens > engine.context {
             return Err(EngineError::ContextFull { tokens, context: engine.context });
         }
+        // All at once: caches that grow then do so a single time.
+        self.reserve(engine, new.len())?;
         let mut done = 0;
         let size = engine.batch;
         for ids in new.chunks(size) {
@@ -108,10 +110,16 @@ impl Session {
             let logits = advance(engine, &mut [Span { session: self, ids, wanted }])?;
             done += ids.len();
             if see(done, logits).is_break() && !last {
+                self.give_back(engine);
                 return Err(EngineError::Interrupted);
             }
         }
         Ok(())
+    }
+
+    /// Gives back pages that were taken for tokens which then were not computed.
+    fn give_back(&mut self, engine: &mut Engine) {
+        self.truncate(engine, self.ids.len());
     }
 
     /// Takes the pages that `new` more tokens need.
@@ -181,7 +189,10 @@ pub fn advance<'e>(engine: &'e mut Engine, spans: &mut [Span]) -> Result<&'e mut
     };
     if let Err(e) = run(engine, spans) {
         // A lost GPU took the caches with it: without it, all is computed anew.
-        engine.leave_gpus(e)?;
+        if let Err(e) = engine.leave_gpus(e) {
+            spans.iter_mut().for_each(|span| span.session.give_back(engine));
+            return Err(e);
+        }
         for span in &mut *spans {
             span.session.refresh(engine)?;
         }

@@ -48,6 +48,11 @@ impl Split {
         self.hybrid.as_ref()
     }
 
+    /// Before a run that uses the first `pages` pages: GPUs that page experts change the room of their caches when need be.
+    pub fn fit_cache(&mut self, pages: usize) -> Result<(), BackendError> {
+        self.hybrid.as_mut().map_or(Ok(()), |hybrid| hybrid.fit_cache(&mut self.gpus, pages))
+    }
+
     /// From now on what the routers pick is copied here.
     pub fn log_picks(&mut self, log: Arc<PickLog>) {
         self.cpu.log_picks(Arc::clone(&log));

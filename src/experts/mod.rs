@@ -30,7 +30,7 @@ mod trace;
 pub use belady::{Future, belady};
 pub use guard::{Guard, Verdict};
 pub use heat::{Heat, HeatError};
-pub use pager::{Counters, Pager, Place, PoolSpec, Promotion};
+pub use pager::{Counters, Pager, Place, PoolSpec, Promotion, Transfer};
 pub use policy::{Budget, Named, Policy, UPLOADS, When};
 pub use replay::{Capacity, Measured, Outcome, Pools, Setup, Speeds, Window, replay};
 pub use score::{HALF_LIFE, Ranking, Scores};

@@ -46,6 +46,15 @@ pub struct Promotion {
     pub bytes: u64,
 }
 
+/// An expert that goes from one slot of its pool to another, so that its slot can be given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transfer {
+    pub layer: usize,
+    pub expert: usize,
+    pub from: usize,
+    pub to: usize,
+}
+
 /// What happened so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -352,6 +361,49 @@ impl Pager {
     pub fn fence(&mut self, pool: usize, submission: u64) {
         let slots = self.pools[pool].slots.iter_mut();
         slots.filter(|slot| slot.ready).for_each(|slot| slot.fence = slot.fence.max(submission));
+    }
+
+    /// Slots of a pool.
+    pub fn slots(&self, pool: usize) -> usize {
+        self.pools[pool].slots.len()
+    }
+
+    /// What should move before a pool is left its first `slots` slots: of the experts in the others, those that are worth more
+    /// than what lies in a slot that stays, the most valuable first. They count as moved, and whom they push out as absent.
+    pub fn vacate(&mut self, pool: usize, slots: usize) -> Vec<Transfer> {
+        let held = &self.pools[pool].slots;
+        let slots = slots.min(held.len());
+        let worth = |slot: &Slot| match slot.entry {
+            EMPTY => f64::NEG_INFINITY,
+            entry => self.scores.rank(self.policy.ranking, entry as usize),
+        };
+        let usable = |(_, slot): &(usize, &Slot)| slot.ready || slot.entry == EMPTY;
+        let ranked = |slots: &[Slot]| -> Vec<(f64, usize)> {
+            slots.iter().enumerate().filter(usable).map(|(i, slot)| (worth(slot), i)).collect()
+        };
+        let (mut stay, mut go) = (ranked(&held[..slots]), ranked(&held[slots..]));
+        stay.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        go.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        let pairs: Vec<(usize, usize)> = go
+            .iter()
+            .zip(&stay)
+            .take_while(|(go, stay)| go.0 > stay.0)
+            .map(|(go, stay)| (slots + go.1, stay.1))
+            .collect();
+        let mut transfers = vec![];
+        for (from, to) in pairs {
+            let moved = self.pools[pool].slots[from];
+            let pushed = self.pools[pool].slots[to].entry;
+            if pushed != EMPTY {
+                self.places[pushed as usize] = Place::Absent;
+            }
+            self.pools[pool].slots[to] = moved;
+            self.pools[pool].slots[from] = Slot { entry: EMPTY, ready: false, fence: moved.fence };
+            let entry = moved.entry as usize;
+            self.places[entry] = Place::Resident { pool: pool as u16, slot: to as u32 };
+            transfers.push(Transfer { layer: entry / self.grid.experts, expert: entry % self.grid.experts, from, to });
+        }
+        transfers
     }
 
     /// Makes a pool smaller or larger; what lay in slots that went is absent.

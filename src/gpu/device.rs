@@ -65,6 +65,8 @@ struct Inner {
     timestamps: bool,
     budget: Option<u64>,
     allocated: AtomicU64,
+    peak: AtomicU64,
+    allocations: AtomicU64,
     failure: Arc<Mutex<Option<String>>>,
     pipelines: Mutex<Pipelines>,
 }
@@ -124,6 +126,8 @@ impl Device {
             timestamps: !timestamps.is_empty(),
             budget: memory,
             allocated: AtomicU64::new(0),
+            peak: AtomicU64::new(0),
+            allocations: AtomicU64::new(0),
             failure,
             pipelines: Mutex::default(),
             report,
@@ -160,6 +164,11 @@ impl Device {
         self.0.timestamps
     }
 
+    /// Counts these bytes as taken from now on, as if the machine had less memory.
+    pub fn take_away(&self, bytes: u64) {
+        self.0.allocated.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     /// Makes the device fail from now on, as a crashed driver does.
     pub fn lose(&self) {
         let message = "it was given up on request".to_owned();
@@ -184,6 +193,21 @@ impl Device {
     /// Bytes of all buffers.
     pub fn allocated_bytes(&self) -> u64 {
         self.0.allocated.load(Ordering::Relaxed)
+    }
+
+    /// The most bytes that all buffers had at once.
+    pub fn peak_bytes(&self) -> u64 {
+        self.0.peak.load(Ordering::Relaxed)
+    }
+
+    /// Buffers made so far, those of the host included.
+    pub fn allocations(&self) -> u64 {
+        self.0.allocations.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that the budget leaves; `None` when there is no budget.
+    pub fn left_bytes(&self) -> Option<u64> {
+        self.0.budget.map(|budget| budget.saturating_sub(self.allocated_bytes()))
     }
 
     /// Rows that a workgroup of a matrix-vector kernel computes: as many as keep its teams busy, more only when there
@@ -228,6 +252,7 @@ impl Device {
             return Err(GpuError::OutOfMemory { adapter: self.0.report.name.clone(), what, bytes });
         }
         self.check()?;
+        self.0.allocations.fetch_add(1, Ordering::Relaxed);
         Ok(buffer)
     }
 
@@ -250,11 +275,10 @@ impl Device {
                 advice: "lower -c or -b",
             });
         }
-        if let Some(budget) = self.0.budget {
-            let left = budget.saturating_sub(self.allocated_bytes());
-            if bytes > left {
-                return Err(GpuError::OverBudget { what: what.to_owned(), bytes, left });
-            }
+        if let Some(left) = self.left_bytes()
+            && bytes > left
+        {
+            return Err(GpuError::OverBudget { what: what.to_owned(), bytes, left });
         }
         let scope = self.0.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let buffer = self.0.device.create_buffer(&wgpu::BufferDescriptor {
@@ -268,7 +292,9 @@ impl Device {
             return Err(GpuError::OutOfMemory { adapter, what, bytes });
         }
         self.check()?;
-        self.0.allocated.fetch_add(bytes, Ordering::Relaxed);
+        let before = self.0.allocated.fetch_add(bytes, Ordering::Relaxed);
+        self.0.peak.fetch_max(before + bytes, Ordering::Relaxed);
+        self.0.allocations.fetch_add(1, Ordering::Relaxed);
         Ok(buffer)
     }
 
@@ -277,8 +303,14 @@ impl Device {
         self.0.allocated.fetch_sub(buffer.size(), Ordering::Relaxed);
     }
 
-    /// A buffer that kernels bind; refused when it is larger than one binding may be.
-    pub(super) fn storage(&self, what: &str, bytes: u64, advice: &'static str) -> Result<wgpu::Buffer, GpuError> {
+    /// Gives a buffer's memory back when what was submitted is done with it. To bind it again would be an error.
+    pub(super) fn destroy(&self, buffer: &wgpu::Buffer) {
+        self.forget(buffer);
+        buffer.destroy();
+    }
+
+    /// Refuses what is larger than one binding may be.
+    pub(super) fn check_binding(&self, what: &str, bytes: u64, advice: &'static str) -> Result<(), GpuError> {
         if bytes > self.0.binding_bytes {
             return Err(GpuError::TooLarge {
                 adapter: self.0.report.name.clone(),
@@ -288,6 +320,12 @@ impl Device {
                 advice,
             });
         }
+        Ok(())
+    }
+
+    /// A buffer that kernels bind; refused when it is larger than one binding may be.
+    pub(super) fn storage(&self, what: &str, bytes: u64, advice: &'static str) -> Result<wgpu::Buffer, GpuError> {
+        self.check_binding(what, bytes, advice)?;
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         self.buffer(what, bytes, usage, false)
     }

@@ -15,6 +15,8 @@ pub enum GpuError {
     OutOfMemory { adapter: String, what: String, bytes: u64 },
     #[error("{what} needs {bytes} bytes, but --gpu-memory leaves {left}; raise it, or lower --gpu-layers or -c")]
     OverBudget { what: String, bytes: u64, left: u64 },
+    #[error("the cache can not grow to {tokens} tokens: {why}; raise --gpu-memory, lower -c, or use --kv q8_0")]
+    CacheFull { tokens: usize, why: String },
     #[error("{what} needs {bytes} bytes in one piece, and {adapter} binds at most {limit}; {advice}")]
     TooLarge { adapter: String, what: String, bytes: u64, limit: u64, advice: &'static str },
     #[error("shaders/{file}:{line}: {message}; this is a fault of rynd or of the driver, please report it")]

@@ -8,10 +8,13 @@
 //! The queue runs submissions in order, hence what a caller must keep: take an expert out of the map before its slot is
 //! given to another, put the new one in when its ticket is done, and leave the map alone between the submission of a
 //! layer's router and that of its experts, or the other sides compute other misses than this one skips.
+//!
+//! A pool can give up its last slots, down to one of its cuts, and take them again: memory that caches need meanwhile. No
+//! upload may be on its way then, and no map may name a slot that goes.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::device::Device;
 use super::error::GpuError;
@@ -29,16 +32,40 @@ pub struct SlotPool {
     /// `Op::Experts` steps of the plan, all of one layout.
     pub steps: Vec<usize>,
     pub slots: usize,
+    /// Numbers of slots that the pool may be cut down to, in any order.
+    pub cuts: Vec<usize>,
 }
 
 /// A pool on a device.
 pub(super) struct Pool {
-    pub up: Arc<Matrix>, // gate and up rows in turn
-    pub down: Arc<Matrix>,
+    matrices: Mutex<Matrices>,
     pub map: wgpu::Buffer, // (steps, experts)
     pub experts: usize,
     rows_of: HashMap<usize, usize>, // step -> row of the map
     layouts: [&'static Layout; 2],  // of up, of down
+    nothing: wgpu::Buffer,          // bound in place of slots that are gone
+}
+
+/// The slots of a pool as they are now.
+#[derive(Clone)]
+pub(super) struct Matrices {
+    pub up: Arc<Matrix>, // gate and up rows in turn
+    pub down: Arc<Matrix>,
+}
+
+impl Matrices {
+    fn each(&self) -> [&Matrix; 2] {
+        [&self.up, &self.down]
+    }
+
+    /// Number of slots.
+    pub(super) fn slots(&self) -> usize {
+        self.up.experts
+    }
+
+    fn slot_bytes(&self) -> u64 {
+        self.each().map(Matrix::slot_bytes).iter().sum()
+    }
 }
 
 /// The tensors of an `Op::Experts`.
@@ -87,13 +114,18 @@ impl Pool {
             }
         }
         let [(_, k, ff, experts), _, (_, hidden, n, _)] = shapes;
-        let slots = pool.slots.max(1);
+        let mut cuts: Vec<usize> =
+            pool.cuts.iter().copied().chain([pool.slots]).filter(|&cut| cut <= pool.slots).collect();
+        cuts.sort_unstable();
         let words = pool.steps.len() * experts;
         let map = device.storage("expert slot maps", values_bytes(words), "leave layers on the CPU")?;
         device.queue().write_buffer(&map, 0, bytemuck::cast_slice(&vec![NO_SLOT; words]));
+        let nothing = device.storage("expert slots", 0, "use fewer expert slots")?;
+        let up = Arc::new(Matrix::slots(device, layouts[0], [2 * ff, k], &cuts, &nothing)?);
+        let down = Arc::new(Matrix::slots(device, layouts[1], [n, hidden], &cuts, &nothing)?);
         Ok(Pool {
-            up: Arc::new(Matrix::slots(device, layouts[0], [2 * ff, k], slots)?),
-            down: Arc::new(Matrix::slots(device, layouts[1], [n, hidden], slots)?),
+            matrices: Mutex::new(Matrices { up, down }),
+            nothing,
             map,
             experts,
             rows_of: pool.steps.iter().enumerate().map(|(row, &step)| (step, row)).collect(),
@@ -109,13 +141,64 @@ impl Pool {
     /// Writes the step's part of the map: the slot of each expert, or `NO_SLOT`. It counts from the next submission on.
     pub(super) fn set(&self, device: &Device, at: u32, slots: &[u32]) {
         assert_eq!(slots.len(), self.experts, "one slot an expert");
-        let there = |slot: &u32| *slot == NO_SLOT || (*slot as usize) < self.up.experts;
-        assert!(slots.iter().all(there), "the pool has {} slots", self.up.experts);
+        let all = self.matrices().slots();
+        let there = |slot: &u32| *slot == NO_SLOT || (*slot as usize) < all;
+        assert!(slots.iter().all(there), "the pool has {all} slots");
         device.queue().write_buffer(&self.map, u64::from(at) * 4, bytemuck::cast_slice(slots));
     }
 
-    fn slot_bytes(&self) -> u64 {
-        [&self.up, &self.down].map(|matrix| (matrix.rows * matrix.row_bytes) as u64).iter().sum()
+    /// The steps whose experts lie here.
+    pub(super) fn steps(&self) -> impl Iterator<Item = usize> {
+        self.rows_of.keys().copied()
+    }
+
+    /// The slots as they are now.
+    pub(super) fn matrices(&self) -> Matrices {
+        self.matrices.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Bytes of one slot.
+    pub(super) fn slot_bytes(&self) -> u64 {
+        self.matrices().slot_bytes()
+    }
+
+    /// Has so many slots from now on: `bind` puts the new buffers where the old ones were, which are destroyed then.
+    pub(super) fn resize(
+        &self,
+        device: &Device,
+        slots: usize,
+        bind: impl FnOnce(&Matrices) -> Result<(), GpuError>,
+    ) -> Result<(), GpuError> {
+        let before = self.matrices();
+        let up = before.up.resized(device, slots, &self.nothing)?;
+        let down = match before.down.resized(device, slots, &self.nothing) {
+            Ok(down) => down,
+            Err(e) => {
+                up.gone(&before.up).for_each(|buffer| device.destroy(buffer));
+                return Err(e);
+            }
+        };
+        let now = Matrices { up: Arc::new(up), down: Arc::new(down) };
+        *self.matrices.lock().unwrap_or_else(PoisonError::into_inner) = now.clone();
+        bind(&now)?;
+        let gone = before.up.gone(&now.up).chain(before.down.gone(&now.down));
+        gone.for_each(|buffer| device.destroy(buffer));
+        device.wait()
+    }
+
+    /// Copies experts from slot to slot, (from, to) each, in the order of the queue. Both lie in different banks.
+    pub(super) fn move_slots(&self, device: &Device, moves: &[(usize, usize)]) -> Result<(), GpuError> {
+        let mut encoder = device.wgpu().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        for matrix in self.matrices().each() {
+            for &(from, to) in moves {
+                let (Some((source, from)), Some((target, to))) = (matrix.slot_at(from), matrix.slot_at(to)) else {
+                    continue;
+                };
+                encoder.copy_buffer_to_buffer(source, from, target, to, matrix.slot_bytes());
+            }
+        }
+        device.queue().submit([encoder.finish()]);
+        device.check()
     }
 }
 
@@ -164,7 +247,7 @@ impl ExpertUploader {
         &mut self,
         pool: usize,
         slot: usize,
-        [gate, up, down]: [&[u8]; 3],
+        [gate_rows, up_rows, down_rows]: [&[u8]; 3],
     ) -> Result<Option<Ticket>, GpuError> {
         self.poll()?;
         let free = |stage: &Stage| stage.ticket.0.load(Ordering::Acquire) != COPYING;
@@ -174,14 +257,15 @@ impl ExpertUploader {
         }
         let pools = Arc::clone(&self.pools);
         let pool = &pools[pool];
-        assert!(slot < pool.up.experts, "the pool has {} slots", pool.up.experts);
+        let Matrices { up, down } = pool.matrices();
+        assert!(slot < up.experts, "the pool has {} slots", up.experts);
         let buffer = self.stages[at].buffer.clone();
         let lost = |e: &dyn std::fmt::Display| self.device.lost(e.to_string());
         let mut view = buffer.get_mapped_range_mut(..).map_err(|e| lost(&e))?;
         let mut encoder = self.device.wgpu().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let mut staged = 0;
         for (matrix, layout, sources) in
-            [(&pool.up, pool.layouts[0], &[gate, up][..]), (&pool.down, pool.layouts[1], &[down][..])]
+            [(&up, pool.layouts[0], &[gate_rows, up_rows][..]), (&down, pool.layouts[1], &[down_rows][..])]
         {
             let total = matrix.rows * matrix.row_bytes;
             let from = staged;
@@ -202,10 +286,9 @@ impl ExpertUploader {
                 view.slice(staged..staged + self.piece.len()).copy_from_slice(&self.piece);
                 staged += self.piece.len();
             }
-            let bank_slots = matrix.banks[0].rows / matrix.rows;
-            let to = (slot % bank_slots * total) as u64;
-            let bank = &matrix.banks[slot / bank_slots].buffer;
-            encoder.copy_buffer_to_buffer(&buffer, from as u64, bank, to, total as u64);
+            if let Some((bank, to)) = matrix.slot_at(slot) {
+                encoder.copy_buffer_to_buffer(&buffer, from as u64, bank, to, total as u64);
+            }
         }
         drop(view);
         buffer.unmap();

@@ -2,7 +2,8 @@
 //!
 //! A matrix may be several tensors: the parts of a projection that share their input and format lie one after the
 //! other and are one product; gate and up rows alternate, so that one lane team sees both and applies the activation;
-//! experts lie in slots of whole experts, and a bank holds whole slots.
+//! experts lie in slots of whole experts, and a bank holds whole slots. Slots can be given back and taken again, a whole
+//! bank at a time: a bank that is gone keeps its place, so that the dispatches over banks stay the same.
 
 use rynd_quant::Format;
 
@@ -23,6 +24,7 @@ pub(super) enum Rows {
 }
 
 /// A matrix in GPU memory.
+#[derive(Clone)]
 pub(super) struct Matrix {
     pub format: Format,
     pub k: usize,
@@ -35,10 +37,14 @@ pub(super) struct Matrix {
 }
 
 /// Rows of a matrix that are bound at once.
+#[derive(Clone)]
 pub(super) struct Bank {
     pub buffer: wgpu::Buffer,
     pub first_row: usize,
+    /// 0 when its memory was given back.
     pub rows: usize,
+    /// Rows when it is there.
+    whole: usize,
 }
 
 impl Rows {
@@ -142,7 +148,7 @@ impl Matrix {
         for first_row in (0..all).step_by(most) {
             let end = (first_row + most).min(all);
             let buffer = uploader.rows(&what, first_row..end, row_bytes, &pack)?;
-            banks.push(Bank { buffer, first_row, rows: end - first_row });
+            banks.push(Bank { buffer, first_row, rows: end - first_row, whole: end - first_row });
         }
         // The device has the bytes now; the file's pages need not stay in memory beside them.
         rows.tensors().into_iter().for_each(|id| weights.release(id));
@@ -157,25 +163,87 @@ impl Matrix {
         })
     }
 
-    /// Room for matrices of (rows, k), one a slot, whose bytes come later.
+    /// Room for matrices of (rows, k), one a slot, whose bytes come later. A bank ends at each of the rising `cuts`, numbers
+    /// of slots, and the last cut is all of them. `nothing` is bound in place of banks that are gone.
     pub(super) fn slots(
         device: &Device,
         layout: &Layout,
         [rows, k]: [usize; 2],
-        slots: usize,
+        cuts: &[usize],
+        nothing: &wgpu::Buffer,
     ) -> Result<Matrix, GpuError> {
         let row_bytes = layout.row_bytes(k);
         let most = device.binding_bytes() as usize / row_bytes / rows * rows;
         if most == 0 {
             return Err(too_large(device, "an expert".to_owned(), rows * row_bytes));
         }
+        let bank = |first_row, whole| Bank { buffer: nothing.clone(), first_row, rows: 0, whole };
         let mut banks = vec![];
-        for first_row in (0..rows * slots).step_by(most) {
-            let rows = most.min(rows * slots - first_row);
-            let buffer = device.storage("expert slots", (rows * row_bytes) as u64, "use fewer expert slots")?;
-            banks.push(Bank { buffer, first_row, rows });
+        let mut first_row = 0;
+        for cut in cuts {
+            while first_row < cut * rows {
+                let whole = most.min(cut * rows - first_row);
+                banks.push(bank(first_row, whole));
+                first_row += whole;
+            }
         }
-        Ok(Matrix { format: layout.format, k, units: layout.units(k), row_bytes, rows, experts: slots, banks })
+        // A dispatch binds something even when there is no slot.
+        if banks.is_empty() {
+            banks.push(bank(0, 0));
+        }
+        let empty = Matrix { format: layout.format, k, units: layout.units(k), row_bytes, rows, experts: 0, banks };
+        empty.resized(device, cuts.last().copied().unwrap_or(0), nothing)
+    }
+
+    /// The matrix with so many slots: banks within them that are gone come back, empty, and banks beyond are left out. Their
+    /// buffers are the caller's to destroy, see `gone`.
+    pub(super) fn resized(&self, device: &Device, slots: usize, nothing: &wgpu::Buffer) -> Result<Matrix, GpuError> {
+        let end = slots * self.rows;
+        let cut = |bank: &Bank| bank.first_row < end && end < bank.first_row + bank.whole;
+        assert!(!self.banks.iter().any(cut), "{slots} slots end within a bank");
+        let mut resized = Matrix { experts: slots, ..self.clone() };
+        let mut made = vec![];
+        for bank in &mut resized.banks {
+            let rows = if bank.first_row < end { bank.whole } else { 0 };
+            if rows == bank.rows {
+                continue;
+            }
+            bank.rows = rows;
+            if rows == 0 {
+                bank.buffer = nothing.clone();
+                continue;
+            }
+            let bytes = (rows * self.row_bytes) as u64;
+            match device.storage("expert slots", bytes, "use fewer expert slots") {
+                Ok(buffer) => {
+                    made.push(buffer.clone());
+                    bank.buffer = buffer;
+                }
+                Err(e) => {
+                    made.iter().for_each(|buffer| device.destroy(buffer));
+                    return Err(e);
+                }
+            }
+        }
+        Ok(resized)
+    }
+
+    /// Buffers of banks that the other form of the same matrix has no more.
+    pub(super) fn gone<'a>(&'a self, now: &'a Matrix) -> impl Iterator<Item = &'a wgpu::Buffer> {
+        let banks = self.banks.iter().zip(&now.banks);
+        banks.filter(|(before, now)| before.rows > now.rows).map(|(before, _)| &before.buffer)
+    }
+
+    /// Where a slot lies: its bank's buffer and the first byte there.
+    pub(super) fn slot_at(&self, slot: usize) -> Option<(&wgpu::Buffer, u64)> {
+        let row = slot * self.rows;
+        let bank = self.banks.iter().find(|bank| (bank.first_row..bank.first_row + bank.rows).contains(&row))?;
+        Some((&bank.buffer, ((row - bank.first_row) * self.row_bytes) as u64))
+    }
+
+    /// Bytes of one slot.
+    pub(super) fn slot_bytes(&self) -> u64 {
+        (self.rows * self.row_bytes) as u64
     }
 
     /// vec4 of a row.

@@ -3,12 +3,13 @@
 //! Weights lie in banks below the binding limit, laid out for the kernels at upload (`layout`, `upload`, `matrix`).
 //! Pipelines, bind groups and parameters are made once (`pipelines`, `ops`); a run writes one small buffer, records one
 //! command buffer and reads back logits only (`run`). Kernels are WGSL files put together by `shaders` as `kernels` says.
-//! One `Gpu` is one device and one side of a plan; several may be open on one adapter. It knows no architecture, and
+//! Between runs caches and expert slots can trade memory (`elastic`). One `Gpu` is one device and one side of a plan; several may be open on one adapter. It knows no architecture, and
 //! refuses by `refusal` what it can not run: placement leaves that on the CPU.
 
 mod adapters;
 mod counts;
 mod device;
+mod elastic;
 mod error;
 mod expert_slots;
 pub mod kernels;
@@ -53,8 +54,10 @@ pub struct GpuConfig {
     pub index: u8,
     /// Tokens of a run, at most.
     pub batch: usize,
-    /// Cache pages, over all sequences.
+    /// Cache pages, over all sequences, at most.
     pub pages: usize,
+    /// Of these, the pages that the caches have room for at the start.
+    pub first_pages: usize,
     pub kv: KvFormat,
 }
 
@@ -66,6 +69,7 @@ pub struct Gpu {
     steps: Vec<Option<Prepared>>, // by step; None on another side
     slots: Slots,
     kv: Vec<Option<KvBuffers>>, // by cache
+    cache_pages: usize,         // that every cache has room for
     tile_sets: TileSets,
     ropes_used: Vec<bool>,
     env: wgpu::Buffer,
@@ -119,11 +123,14 @@ impl Gpu {
         let env = device.storage("the environment", (env_words * 4) as u64, "lower -c or -b")?;
         let pairs: usize = plan.ropes.iter().zip(&ropes_used).filter(|(_, u)| **u).map(|(r, _)| r.inv_freq.len()).sum();
         let angles = device.storage("rotary angles", values_bytes(2 * pairs * config.batch), "lower -b")?;
+        let first_pages = config.first_pages.min(config.pages);
         let kv: Vec<Option<KvBuffers>> = plan
             .kv
             .iter()
             .zip(&kv_used)
-            .map(|(kv, used)| used.then(|| KvBuffers::new(&device, kv, config.kv, config.pages)).transpose())
+            .map(|(kv, used)| {
+                used.then(|| KvBuffers::new(&device, kv, config.kv, [first_pages, config.pages])).transpose()
+            })
             .collect::<Result<_, _>>()?;
         let page_bytes = kv.iter().flatten().map(|kv| kv.key_page_bytes.max(kv.value_page_bytes)).max().unwrap_or(16);
         let page = device.storage("a cache page", page_bytes, "use --kv q8_0")?;
@@ -164,6 +171,7 @@ impl Gpu {
             steps,
             slots,
             kv,
+            cache_pages: first_pages,
             tile_sets,
             ropes_used,
             env,

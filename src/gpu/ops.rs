@@ -1,7 +1,7 @@
 //! Prepared steps: what load makes of each `Op`, and how a run replays it.
 //!
 //! A step holds its calls for one token and for a batch; `record` picks by the number of tokens and fills in what
-//! depends on the run. Nothing is allocated and no pipeline is made after load.
+//! depends on the run. Nothing is allocated and no pipeline is made by a run.
 
 mod add;
 mod attention;
@@ -15,7 +15,9 @@ use std::sync::Arc;
 use rynd_quant::Format;
 
 pub(super) use add::Adder;
-pub(super) use attention::{Attention, KvBuffers, RopeStore, TileSets, dispatches as attention_dispatches, page_bytes};
+pub(super) use attention::{
+    Attention, KvBuffers, Part as KvPart, RopeStore, TileSets, dispatches as attention_dispatches, page_bytes,
+};
 pub(super) use best::Best;
 pub(super) use dense::{Embed, Gated, Linear, NormStep, TakeRows};
 pub(super) use experts::{BANKS as EXPERT_BANKS, ExpertWeights, Experts, Router};

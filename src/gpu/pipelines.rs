@@ -1,5 +1,5 @@
 //! Pipelines and prepared calls. A call is a pipeline, a bind group and parameters, all made at load; a run only sets
-//! what depends on the number of tokens and replays it.
+//! what depends on the number of tokens and replays it. Between runs a call can be given other buffers.
 //!
 //! Our shaders are trusted: wgpu's loop bounding and division checks are off (they cost up to a hundredfold in inner
 //! loops), as are bounds checks, since every index derives from sizes that the plan and the executor checked. An error in
@@ -29,6 +29,7 @@ pub(super) struct Call<P> {
     kernel: Kernel,
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
+    buffers: Vec<wgpu::Buffer>, // by binding
     pub params: P,
 }
 
@@ -160,17 +161,38 @@ impl Device {
         let pipeline = pipelines.pipeline(self, kernel, overrides)?;
         let (layout, _) = pipelines.layout(self, kernel.bindings());
         drop(pipelines);
+        let buffers: Vec<wgpu::Buffer> = buffers.iter().map(|&buffer| buffer.clone()).collect();
+        let bind_group = self.bind_group(&layout, &buffers)?;
+        Ok(Call { kernel, pipeline, bind_group, buffers, params })
+    }
+
+    /// The same call with other buffers from binding `first` on.
+    pub(super) fn rebind<P>(
+        &self,
+        call: &mut Call<P>,
+        first: usize,
+        buffers: &[&wgpu::Buffer],
+    ) -> Result<(), GpuError> {
+        assert!(first + buffers.len() <= call.buffers.len(), "{:?}", call.kernel);
+        call.buffers[first..].iter_mut().zip(buffers).for_each(|(to, &buffer)| *to = buffer.clone());
+        let (layout, _) = self.pipelines().layout(self, call.kernel.bindings());
+        call.bind_group = self.bind_group(&layout, &call.buffers)?;
+        Ok(())
+    }
+
+    fn bind_group(
+        &self,
+        layout: &wgpu::BindGroupLayout,
+        buffers: &[wgpu::Buffer],
+    ) -> Result<wgpu::BindGroup, GpuError> {
         let entries: Vec<wgpu::BindGroupEntry> = (0..)
             .zip(buffers)
             .map(|(binding, buffer)| wgpu::BindGroupEntry { binding, resource: buffer.as_entire_binding() })
             .collect();
-        let bind_group = self.wgpu().create_bind_group(&wgpu::BindGroupDescriptor {
-            label: None,
-            layout: &layout,
-            entries: &entries,
-        });
+        let group =
+            self.wgpu().create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries: &entries });
         self.check()?;
-        Ok(Call { kernel, pipeline, bind_group, params })
+        Ok(group)
     }
 }
 

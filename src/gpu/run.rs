@@ -326,6 +326,12 @@ impl Gpu {
             if pad.tables[seq] == u32::MAX {
                 let pages = token.pos as usize / PAGE_TOKENS + 1;
                 pad.tables[seq] = pad.env.len() as u32;
+                let there = |page: &u32| (*page as usize) < self.cache_pages;
+                assert!(
+                    !self.kv.iter().any(Option::is_some) || env.pages[seq][..pages].iter().all(there),
+                    "the caches hold {} pages",
+                    self.cache_pages
+                );
                 pad.env.extend_from_slice(&env.pages[seq][..pages]);
                 pad.pages = pad.pages.max(pages);
             }

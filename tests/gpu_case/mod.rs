@@ -240,7 +240,7 @@ impl Case {
     }
 
     pub fn gpu(&self, batch: usize, pages: usize, setting: &Setting) -> Option<Gpu> {
-        let config = GpuConfig { index: 0, batch, pages, kv: setting.kv };
+        let config = GpuConfig { index: 0, batch, pages, first_pages: pages, kv: setting.kv };
         Some(Gpu::new(device(setting.handicap)?, self.weights(), &config).unwrap())
     }
 

@@ -2,10 +2,25 @@
 //!
 //! Slots are shared out over the layouts by the bytes of their experts, so that every layout has the same part of its
 //! experts resident at most. Only layers whose other steps run on a GPU take part; any GPU may hold any of their experts.
+//! What is left depends on the context: there are slots for each size of the caches, most of them for the smallest.
 
 use crate::experts::{Grid, PoolSpec};
 use crate::gpu::{SlotPool, expert_slot_bytes};
 use crate::plan::{Op, Plan, Side};
+
+/// Bytes of each GPU that are left for slots when the caches have room for so many pages.
+#[derive(Clone, Debug)]
+pub struct Rooms {
+    pub pages: usize,
+    pub bytes: Vec<u64>, // by GPU
+}
+
+/// Slots that the pager's pools have when the caches have room for so many pages.
+#[derive(Clone, Debug)]
+pub struct Stage {
+    pub pages: usize,
+    pub slots: Vec<usize>, // by the pager's pool
+}
 
 /// Slots of all GPUs for one placed plan.
 #[derive(Clone, Debug)]
@@ -15,15 +30,19 @@ pub struct SlotPlan {
     pub layers: Vec<Option<(usize, usize)>>,
     /// By GPU.
     pub on_gpu: Vec<Vec<SlotPool>>,
-    /// The pager's pools.
+    /// The pager's pools, as they are at the start.
     pub pools: Vec<PoolSpec>,
     /// By the pager's pool: the GPU and the pool there.
     pub at: Vec<(usize, usize)>,
+    /// From the start to the whole context.
+    pub stages: Vec<Stage>,
 }
 
 impl SlotPlan {
-    /// Slots in these bytes of each GPU, or in this number of slots; `None` when no layer's experts could lie there.
-    pub fn new(plan: &Plan, rooms: &[u64], slots: Option<&[usize]>) -> Option<SlotPlan> {
+    /// Slots in these bytes, the smallest caches first; or `slots` at the start, of which larger caches take what they would
+    /// of those bytes. `None` when no layer's experts could lie there.
+    pub fn new(plan: &Plan, rooms: &[Rooms], slots: Option<&[usize]>) -> Option<SlotPlan> {
+        let first = rooms.first()?;
         let mut layouts = vec![];
         let mut layers = vec![];
         let mut slot_bytes = vec![]; // by layer
@@ -35,7 +54,7 @@ impl SlotPlan {
             let bytes = parts.iter().map(|weight| weight.expert_bytes() as u64).sum::<u64>();
             layouts.push((parts.map(|weight| weight.format.name()).join(" "), bytes));
             let home = match step.side {
-                Side::Gpu(gpu) if (gpu as usize) < rooms.len() => Some((at, gpu as usize)),
+                Side::Gpu(gpu) if (gpu as usize) < first.bytes.len() => Some((at, gpu as usize)),
                 Side::Gpu(_) | Side::Cpu => None,
             };
             slot_bytes.push(home.and_then(|(step, _)| expert_slot_bytes(plan, step).ok()));
@@ -46,32 +65,44 @@ impl SlotPlan {
         }
         let grid = Grid::new(experts, used, layouts);
         let total: u64 = slot_bytes.iter().flatten().map(|bytes| bytes * experts as u64).sum();
-        let mut on_gpu = vec![vec![]; rooms.len()];
+        let mut on_gpu = vec![vec![]; first.bytes.len()];
         let (mut pools, mut at) = (vec![], vec![]);
-        for (gpu, &room) in rooms.iter().enumerate() {
+        let mut stages: Vec<Stage> = rooms.iter().map(|room| Stage { pages: room.pages, slots: vec![] }).collect();
+        for gpu in 0..first.bytes.len() {
             for class in 0..grid.class_bytes.len() {
                 let of_class: Vec<usize> = grid.class_layers(class).filter(|&l| slot_bytes[l].is_some()).collect();
                 let Some(bytes) = of_class.first().and_then(|&layer| slot_bytes[layer]) else { continue };
                 let entries = of_class.len() * experts;
-                let share = bytes * entries as u64;
-                let count = match slots {
-                    Some(slots) => (slots[gpu] * entries).div_ceil(grid.entries()),
-                    None => {
-                        (u128::from(room) * u128::from(share) / u128::from(total.max(1)) / u128::from(bytes)) as usize
+                // Bytes of this class in so many of all.
+                let part =
+                    |room: u64| u128::from(room) * u128::from(bytes) * entries as u128 / u128::from(total.max(1));
+                let count = |room: u64| match slots {
+                    Some(slots) => {
+                        let start = (slots[gpu] * entries).div_ceil(grid.entries());
+                        let taken = part(first.bytes[gpu].saturating_sub(room)).div_ceil(u128::from(bytes));
+                        start.min(entries).saturating_sub(taken as usize)
                     }
-                }
-                .min(entries);
+                    None => ((part(room) / u128::from(bytes)) as usize).min(entries),
+                };
+                let counts: Vec<usize> = rooms.iter().map(|room| count(room.bytes[gpu])).collect();
+                stages.iter_mut().zip(&counts).for_each(|(stage, &slots)| stage.slots.push(slots));
                 let steps = of_class.iter().filter_map(|&layer| layers[layer].map(|(step, _)| step)).collect();
                 at.push((gpu, on_gpu[gpu].len()));
-                on_gpu[gpu].push(SlotPool { steps, slots: count });
-                pools.push(PoolSpec { device: gpu as u8, layers: of_class, slots: count });
+                // Down to none, when memory is short of what was planned.
+                on_gpu[gpu].push(SlotPool { steps, slots: counts[0], cuts: counts[1..].to_vec() });
+                pools.push(PoolSpec { device: gpu as u8, layers: of_class, slots: counts[0] });
             }
         }
-        Some(SlotPlan { grid, layers, on_gpu, pools, at })
+        Some(SlotPlan { grid, layers, on_gpu, pools, at, stages })
     }
 
-    /// Slots of all GPUs.
+    /// Slots of all GPUs at the start.
     pub fn slots(&self) -> usize {
         self.pools.iter().map(|pool| pool.slots).sum()
+    }
+
+    /// Slots of all GPUs when the caches have room for the whole context.
+    pub fn slots_at_full_context(&self) -> usize {
+        self.stages.last().map_or(0, |stage| stage.slots.iter().sum())
     }
 }

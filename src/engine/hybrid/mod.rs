@@ -4,11 +4,14 @@
 //! through the slot map in its own memory, with no read-back. Meanwhile the ids come to the host; the CPU computes the
 //! misses from where they lie, other GPUs their hits, and the sums are added once, by the next submission. A layer whose
 //! experts are all at home is read back at the end of the token or, when nothing can change there, never. Between two
-//! tokens the pager says what should move; a thread a GPU uploads it, and it counts when it has arrived.
+//! tokens the pager says what should move; a thread a GPU uploads it, and it counts when it has arrived. Before a run the
+//! cache may take memory from the slots, or give it back (`elastic`).
 
+mod elastic;
 mod layout;
 mod moves;
 mod options;
+mod stages;
 mod start;
 mod uploads;
 
@@ -16,8 +19,9 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Instant;
 
-pub use layout::SlotPlan;
-pub use options::{ExpertChoice, ExpertOptions, ExpertReport, Probe};
+pub use layout::{Rooms, SlotPlan, Stage};
+pub use options::{CacheReport, ExpertChoice, ExpertOptions, ExpertReport, Probe};
+pub use stages::sizes;
 pub use start::page_experts;
 
 use self::uploads::Uploads;
@@ -68,6 +72,10 @@ pub struct Hybrid {
     failed: u64,
     token: u64,
     heat: Option<(PathBuf, Heat)>,
+    stages: Vec<Stage>,
+    stage: usize, // of `stages`
+    slots_at_start: usize,
+    cache: CacheReport,
     // ---- of the current run ----
     picked: Vec<Vec<u32>>, // by layer: (t, used); empty when it was not read
     late: Vec<usize>,      // layers whose picks are read at the end
@@ -119,6 +127,10 @@ impl Hybrid {
             failed: 0,
             token: 0,
             heat,
+            stages: slots.stages.clone(),
+            stage: 0,
+            slots_at_start: slots.slots(),
+            cache: CacheReport::new(slots),
             picked: vec![vec![]; count],
             late: vec![],
             rows: vec![],
@@ -327,6 +339,7 @@ impl Hybrid {
             failed: self.failed,
             verdict: self.verdict,
             guarded: self.options.guard,
+            cache: self.cache_report(),
         }
     }
 

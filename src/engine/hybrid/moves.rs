@@ -46,9 +46,7 @@ impl Hybrid {
                 match result {
                     Ok(()) => {
                         self.pager.done(&promotion);
-                        self.maps[gpu][promotion.layer][promotion.expert] = promotion.slot as u32;
-                        self.held[gpu][promotion.layer] += 1;
-                        self.stale.push((gpu, promotion.layer));
+                        self.map(gpu, promotion.layer, promotion.expert, promotion.slot);
                     }
                     Err(why) => {
                         // It stays where it was and is computed there; the pager may ask for it again.
@@ -63,6 +61,12 @@ impl Hybrid {
                 }
             }
         }
+    }
+
+    pub(super) fn map(&mut self, gpu: usize, layer: usize, expert: usize, slot: usize) {
+        self.maps[gpu][layer][expert] = slot as u32;
+        self.held[gpu][layer] += 1;
+        self.stale.push((gpu, layer));
     }
 
     pub(super) fn unmap(&mut self, gpu: usize, layer: usize, expert: usize) {

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
+use super::{SlotPlan, Stage};
 use crate::experts::{Counters, Policy, Verdict};
+use crate::plan::PAGE_TOKENS;
 
 /// Where experts go when a GPU is used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -75,6 +77,8 @@ pub struct Probe {
     pub random_fill: Option<u64>,
     /// Every nth upload fails.
     pub fail_every: Option<usize>,
+    /// The cache grows by so many pages at a time, from as many on.
+    pub cache_step: Option<usize>,
 }
 
 /// What the cache of experts did so far.
@@ -88,12 +92,46 @@ pub struct ExpertReport {
     pub failed: u64,
     pub verdict: Option<Verdict>,
     pub guarded: bool,
+    /// `None` when the whole cache was allocated at load.
+    pub cache: Option<CacheReport>,
+}
+
+/// What the cache of keys and values took from the experts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheReport {
+    /// Tokens, over all timelines, that it has room for now.
+    pub tokens: usize,
+    /// Tokens of the whole context, over all timelines.
+    pub most_tokens: usize,
+    /// Slots that are left when it has room for them.
+    pub least_slots: usize,
+    /// Slots that there are less than at the start.
+    pub given_up: usize,
+    pub grew: u64,
+    pub shrank: u64,
+}
+
+impl CacheReport {
+    /// At the start.
+    pub(super) fn new(slots: &SlotPlan) -> CacheReport {
+        let tokens = |stage: Option<&Stage>| stage.map_or(0, |stage| stage.pages * PAGE_TOKENS);
+        CacheReport {
+            tokens: tokens(slots.stages.first()),
+            most_tokens: tokens(slots.stages.last()),
+            least_slots: slots.slots_at_full_context(),
+            ..CacheReport::default()
+        }
+    }
 }
 
 impl std::fmt::Display for ExpertReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let c = &self.counters;
-        write!(f, "{} of {} experts on GPUs ({} slots)", self.filled, self.experts, self.slots)?;
+        write!(f, "{} of {} experts on GPUs ({} slots", self.filled, self.experts, self.slots)?;
+        if let Some(cache) = &self.cache {
+            write!(f, ", {} when all {} tokens of the context are used", cache.least_slots, cache.most_tokens)?;
+        }
+        write!(f, ")")?;
         if c.tokens > 0 {
             let (hits, uploads) = (100.0 * c.hits as f64 / c.picks.max(1) as f64, c.uploads as f64 / c.tokens as f64);
             write!(f, ", {hits:.1}% of the picks there, {uploads:.1} uploads a token")?;
@@ -103,6 +141,10 @@ impl std::fmt::Display for ExpertReport {
         }
         if let Some(verdict) = &self.verdict {
             write!(f, "; {verdict}")?;
+        }
+        if let Some(cache) = self.cache.filter(|cache| cache.grew > 0) {
+            let CacheReport { tokens, given_up, grew, shrank, .. } = cache;
+            write!(f, "; KV has room for {tokens} tokens, {given_up} slots given up (grew {grew}x, shrank {shrank}x)")?;
         }
         Ok(())
     }

@@ -29,11 +29,20 @@ pub(in crate::gpu) struct KvBuffers {
     pub value_page_bytes: u64,
 }
 
+/// What to do about a cache that one binding can not hold.
+const SMALLER: &str = "lower -c, or use --kv q8_0";
+
 impl KvBuffers {
-    /// An empty cache.
-    pub(in crate::gpu) fn new(device: &Device, kv: &Kv, format: KvFormat, pages: usize) -> Result<KvBuffers, GpuError> {
+    /// An empty cache of `pages` pages, which may become `all`.
+    pub(in crate::gpu) fn new(
+        device: &Device,
+        kv: &Kv,
+        format: KvFormat,
+        [pages, all]: [usize; 2],
+    ) -> Result<KvBuffers, GpuError> {
         let page_bytes = page_bytes(kv, format);
-        let buffer = |what: &str| device.storage(what, page_bytes * pages as u64, "lower -c, or use --kv q8_0");
+        device.check_binding("cached keys", page_bytes * all as u64, SMALLER)?;
+        let buffer = |what: &str| device.storage(what, page_bytes * pages as u64, SMALLER);
         Ok(KvBuffers {
             keys: buffer("cached keys")?,
             values: buffer("cached values")?,
@@ -41,6 +50,36 @@ impl KvBuffers {
             value_page_bytes: page_bytes,
         })
     }
+
+    /// The same keys, or values, in a buffer of so many pages, as far as they fit; `None` when it has that size. The other
+    /// buffer is there until the copy is done, and is returned.
+    pub(in crate::gpu) fn resize(
+        &mut self,
+        device: &Device,
+        part: Part,
+        pages: usize,
+    ) -> Result<Option<wgpu::Buffer>, GpuError> {
+        let (what, buffer, page_bytes) = match part {
+            Part::Keys => ("cached keys", &mut self.keys, self.key_page_bytes),
+            Part::Values => ("cached values", &mut self.values, self.value_page_bytes),
+        };
+        let bytes = page_bytes * pages as u64;
+        if buffer.size() == bytes {
+            return Ok(None);
+        }
+        let new = device.storage(what, bytes, SMALLER)?;
+        let mut encoder = device.wgpu().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        encoder.copy_buffer_to_buffer(buffer, 0, &new, 0, bytes.min(buffer.size()));
+        device.queue().submit([encoder.finish()]);
+        Ok(Some(std::mem::replace(buffer, new)))
+    }
+}
+
+/// Half of a layer's cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::gpu) enum Part {
+    Keys,
+    Values,
 }
 
 /// Bytes of the keys, or of the values, of one page.
@@ -178,6 +217,7 @@ struct RopeParams {
 pub(in crate::gpu) struct RopeStore {
     call: Call<RopeParams>,
     rope: Option<RopeId>,
+    kv: KvId,
 }
 
 impl RopeStore {
@@ -214,7 +254,12 @@ impl RopeStore {
         let buffers =
             [q_buffer, k_buffer, v_buffer, &setup.vectors.buffer, setup.env, setup.angles, &cache.keys, &cache.values];
         let call = setup.device.call(Kernel::RopeStore(setup.kv_format), &overrides, &buffers, params)?;
-        Ok(RopeStore { call, rope })
+        Ok(RopeStore { call, rope, kv })
+    }
+
+    /// Stores into these buffers of its cache from now on.
+    pub(in crate::gpu) fn rebind(&mut self, device: &Device, kv: KvId, cache: &KvBuffers) -> Result<(), GpuError> {
+        if self.kv == kv { device.rebind(&mut self.call, 6, &[&cache.keys, &cache.values]) } else { Ok(()) }
     }
 
     pub(super) fn record(&self, recorder: &mut Recorder, run: &RunShape) {
@@ -262,6 +307,7 @@ struct MergeParams {
 /// `Op::Attention`.
 pub(in crate::gpu) struct Attention {
     heads: Heads,
+    kv: KvId,
     window: Option<u32>,
     narrow: Variant,
     wide: Option<Variant>,
@@ -323,7 +369,20 @@ impl Attention {
             MergeParams { heads: heads.heads as u32, splits: 0, out_at: out.at as u32, out_stride: out.stride as u32 };
         let overrides = [("HEAD_DIM", heads.head_dim as u32)];
         let merge = setup.device.call(Kernel::AttentionMerge, &overrides, &[&parts, out_buffer], params)?;
-        Ok(Attention { heads, window, narrow, wide, merge })
+        Ok(Attention { heads, kv, window, narrow, wide, merge })
+    }
+
+    /// Reads these buffers of its cache from now on.
+    pub(in crate::gpu) fn rebind(&mut self, device: &Device, kv: KvId, cache: &KvBuffers) -> Result<(), GpuError> {
+        if self.kv != kv {
+            return Ok(());
+        }
+        for variant in [&mut self.narrow].into_iter().chain(&mut self.wide) {
+            for call in [&mut variant.whole, &mut variant.parts] {
+                device.rebind(call, 1, &[&cache.keys, &cache.values])?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn record(&self, recorder: &mut Recorder, run: &RunShape) {

@@ -11,8 +11,9 @@ use bytemuck::NoUninit;
 
 use super::dense::{Input, Place, Product, plain_product, record_plain};
 use super::{FEW_TOKENS, Setup};
+use crate::gpu::device::Device;
 use crate::gpu::error::GpuError;
-use crate::gpu::expert_slots::Pool;
+use crate::gpu::expert_slots::{Matrices, Pool};
 use crate::gpu::kernels::{Kernel, gate as gate_override, tile_overrides};
 use crate::gpu::matrix::{Bank, Matrix, Rows};
 use crate::gpu::pipelines::{Call, Recorder};
@@ -43,7 +44,8 @@ struct ExpertsParams {
     slots_at: u32,
     first_slot: u32,
     slot_count: u32,
-    bank_slots: u32,
+    second_bank: u32,
+    third_bank: u32,
     picks_stride: u32,
     x_at: u32,
     x_stride: u32,
@@ -240,11 +242,11 @@ impl Experts {
 
     fn record_few(&self, recorder: &mut Recorder, tokens: usize) {
         let ExpertWeights { up, down, .. } = &self.weights;
-        for (i, calls) in self.up_banks.iter().enumerate() {
+        for (i, calls) in self.up_banks.iter().enumerate().filter(|(_, calls)| calls.has_slots()) {
             let groups = [up.rows.div_ceil(calls.rows_a_workgroup), self.used, tokens];
             recorder.dispatch(&calls.few, &calls.few.params, groups, self.picked_bytes(up, i, tokens));
         }
-        for (i, calls) in self.down_banks.iter().enumerate() {
+        for (i, calls) in self.down_banks.iter().enumerate().filter(|(_, calls)| calls.has_slots()) {
             let groups = [down.rows.div_ceil(calls.rows_a_workgroup), tokens, 1];
             recorder.dispatch(&calls.few, &calls.few.params, groups, self.picked_bytes(down, i, tokens));
         }
@@ -263,7 +265,7 @@ impl Experts {
         let pairs = GroupParams { pairs: (tokens * self.used) as u32, ..group.params };
         recorder.dispatch(group, &pairs, [1, 1, 1], 0);
         for (matrix, banks) in [(up, &self.up_banks), (down, &self.down_banks)] {
-            for (i, calls) in banks.iter().enumerate() {
+            for (i, calls) in banks.iter().enumerate().filter(|(_, calls)| calls.has_slots()) {
                 // Few pairs an expert fill a small tile better.
                 let likely = tokens * self.used / experts;
                 let fits = calls.tiles.iter().find(|(tile, _)| likely <= *tile).or(calls.tiles.last());
@@ -275,6 +277,36 @@ impl Experts {
         }
         recorder.dispatch(sum, &sum.params, [(sum.params.n as usize).div_ceil(256), tokens, 1], 0);
     }
+
+    /// Takes experts from these slots from now on: those of the same pool, some of whose banks came or went.
+    pub(in crate::gpu) fn rebind(&mut self, device: &Device, now: &Matrices) -> Result<(), GpuError> {
+        for (matrix, calls) in [(&now.up, &mut self.up_banks), (&now.down, &mut self.down_banks)] {
+            for (banks, calls) in matrix.banks.chunks(BANKS).zip(calls) {
+                let slots = banks.iter().map(|bank| bank.rows / matrix.rows).sum::<usize>() as u32;
+                for call in [&mut calls.few].into_iter().chain(calls.tiles.iter_mut().map(|(_, call)| call)) {
+                    call.params.slot_count = slots;
+                    device.rebind(call, 0, &bound(banks))?;
+                }
+            }
+        }
+        if let Some((_, sum)) = &mut self.batch {
+            sum.params.slot_count = now.slots() as u32;
+        }
+        (self.weights.up, self.weights.down) = (Arc::clone(&now.up), Arc::clone(&now.down));
+        Ok(())
+    }
+}
+
+impl BankCalls {
+    /// Whether some bank is there: else there is nothing to do.
+    fn has_slots(&self) -> bool {
+        self.few.params.slot_count > 0
+    }
+}
+
+/// The buffers of a dispatch's banks: the last one stands in for those that are not.
+fn bound(banks: &[Bank]) -> [&wgpu::Buffer; BANKS] {
+    std::array::from_fn(|i| &banks[i.min(banks.len() - 1)].buffer)
 }
 
 impl Layer<'_> {
@@ -305,6 +337,7 @@ impl Layer<'_> {
     ) -> Result<BankCalls, GpuError> {
         let (picks, picks_buffer) = self.picks;
         let slots = |rows: usize| (rows / matrix.rows) as u32;
+        let start = |bank: usize| banks.get(bank).map_or(u32::MAX, |bank| slots(bank.first_row - banks[0].first_row));
         let params = |out: View| ExpertsParams {
             units: matrix.units as u32,
             row_quads: matrix.row_quads(),
@@ -314,15 +347,16 @@ impl Layer<'_> {
             slots_at: self.weights.map_at,
             first_slot: slots(banks[0].first_row),
             slot_count: slots(banks.iter().map(|bank| bank.rows).sum()),
-            bank_slots: slots(banks[0].rows),
+            second_bank: start(1),
+            third_bank: start(2),
             picks_stride: picks.stride as u32,
             x_at: (x.view.at / 4) as u32,
             x_stride: (x.view.stride / 4) as u32,
             out_at: out.at as u32,
             out_stride: out.stride as u32,
         };
-        let bank = |i: usize| &banks[i.min(banks.len() - 1)].buffer;
-        let inputs = [bank(0), bank(1), bank(2), x.buffer, picks_buffer, &self.weights.map];
+        let [first, second, third] = bound(banks);
+        let inputs = [first, second, third, x.buffer, picks_buffer, &self.weights.map];
         let rows_a_workgroup = setup.device.rows_per_workgroup(matrix.rows);
         let count = ("BANKS", banks.len() as u32);
         let mut overrides = vec![("ROWS", rows_a_workgroup), count];
@@ -357,7 +391,7 @@ impl ExpertWeights {
 
     /// The step's part of a pool.
     pub(super) fn pooled(pool: &Pool, map_at: u32) -> ExpertWeights {
-        let [up, down] = [&pool.up, &pool.down].map(Arc::clone);
+        let Matrices { up, down } = pool.matrices();
         ExpertWeights { up, down, experts: pool.experts, map: pool.map.clone(), map_at, complete: false }
     }
 }

@@ -1,0 +1,292 @@
+//! Memory that moves between experts and the cache: the numbers are those of the exact CPU at every size of both, and no
+//! GPU ever holds more than it was given.
+//!
+//! The cache grows by single pages here. Mesa's software Vulkan is a GPU like any other; without an adapter the tests say
+//! so and pass, with RYND_REQUIRE_GPU=1 they fail.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod golden_case;
+
+use std::ops::ControlFlow;
+
+use golden_case::{argmax, exact, furthest, gpu_options, ids, load, reference};
+use rynd::backend::KvFormat;
+use rynd::engine::{
+    CacheReport, Engine, EngineConfig, ExpertOptions, GpuChoice, GpuOptions, Listing, Probe, Session, Span, Wanted,
+    advance,
+};
+use rynd::gpu::room;
+use rynd::plan::{Op, PAGE_TOKENS};
+
+const MODEL: &str = "qwen3moe_long";
+const CONTEXT: usize = 640;
+const BATCH: usize = 32;
+const CLOSE: f32 = 5e-4;
+
+/// The CPU, in f32.
+fn reference_engine(sessions: usize) -> Engine {
+    load(MODEL, &EngineConfig { context: Some(CONTEXT), batch: BATCH, sessions, ..exact() })
+}
+
+/// A budget of each of `devices` with room for the whole cache and for this part of the experts beside it.
+fn budget(sessions: usize, part: f64) -> u64 {
+    let engine = reference_engine(1);
+    let plan = engine.plan();
+    let pages = CONTEXT / PAGE_TOKENS * sessions;
+    let mut bytes = room::activation_bytes(plan, BATCH);
+    bytes += plan.kv.iter().map(|kv| room::cache_bytes(kv, KvFormat::F32, pages)).sum::<u64>();
+    for weight in &plan.weights {
+        let bytes_there = room::weight_bytes(weight);
+        bytes += if weight.experts > 1 { (bytes_there as f64 * part) as u64 } else { bytes_there };
+    }
+    // What placement keeps back for allocators.
+    bytes + bytes / 999
+}
+
+/// Experts in slots of `devices`, beside a cache that grows by pages; `None` when the machine has no adapter.
+fn elastic(devices: usize, sessions: usize, part: f64, probe: Probe) -> Option<EngineConfig> {
+    let gpu = GpuOptions {
+        choice: GpuChoice::These((0..devices).collect()),
+        memory: Some(budget(sessions, part)),
+        listing: Some(Listing { copies: devices, software: true }),
+        ..gpu_options()?
+    };
+    let probe = Probe { cache_step: Some(probe.cache_step.unwrap_or(1)), ..probe };
+    let experts = ExpertOptions { guard: false, probe, ..ExpertOptions::default() };
+    Some(EngineConfig { gpu, experts, context: Some(CONTEXT), batch: BATCH, sessions, ..exact() })
+}
+
+fn cache(engine: &Engine) -> CacheReport {
+    engine.expert_report().unwrap().cache.unwrap()
+}
+
+fn slots(engine: &Engine) -> usize {
+    engine.expert_report().unwrap().slots
+}
+
+/// What all devices hold, and that none holds too much or ever did.
+fn allocated(engine: &Engine, config: &EngineConfig) -> Vec<u64> {
+    let devices = || engine.gpus().iter().map(|gpu| gpu.device());
+    let budget = config.gpu.memory.unwrap();
+    devices().for_each(|device| assert!(device.peak_bytes() <= budget, "{} of {budget}", device.peak_bytes()));
+    devices().map(|device| device.allocated_bytes()).collect()
+}
+
+/// Appends tokens to a timeline of both engines: logits of each must be the same.
+fn step(gpu: &mut Engine, cpu: &mut Engine, [a, b]: [&mut Session; 2], new: &[u32]) {
+    let all = |engine: &mut Engine, session: &mut Session| {
+        let mut all = vec![];
+        let keep = |_, logits: &[f32]| {
+            all.extend_from_slice(logits);
+            ControlFlow::Continue(())
+        };
+        session.extend(engine, new, Wanted::All, keep).unwrap();
+        all
+    };
+    let (found, expected) = (all(gpu, a), all(cpu, b));
+    let off = furthest(&found, &expected);
+    assert!(off <= CLOSE, "{} tokens: logits are {off} off", a.ids().len());
+}
+
+fn prompt() -> Vec<u32> {
+    ids(&reference(MODEL)["prompts"]["deep"]["ids"])
+}
+
+/// A prompt of 600 tokens in pieces, then a rest one by one: a timeline over all sizes of the cache, twice.
+fn check_timeline(what: &str, config: &EngineConfig) {
+    let mut cpu = reference_engine(1);
+    let mut gpu = load(MODEL, config);
+    let start = slots(&gpu);
+    let held = allocated(&gpu, config);
+    let ids = prompt();
+    for round in 0..2 {
+        let (mut a, mut b) = (Session::new(), Session::new());
+        let mut seen = vec![];
+        let pieces = ids[..300].chunks(70).chain(ids[300..].chunks(if round == 0 { 1 } else { 50 }));
+        for piece in pieces {
+            step(&mut gpu, &mut cpu, [&mut a, &mut b], piece);
+            let report = cache(&gpu);
+            assert_eq!(report.tokens, a.ids().len().next_multiple_of(PAGE_TOKENS), "{what}: {report:?}");
+            assert_eq!(report.given_up, start - slots(&gpu), "{what}: {report:?}");
+            seen.push(slots(&gpu));
+            // Memory moved; there is no more of it, but for what two sizes in whole slots and pages can differ.
+            for (gpu, held) in gpu.gpus().iter().zip(&held) {
+                let most = gpu.device().peak_bytes();
+                assert!(most <= held + gpu.slot_bytes(0), "{what}: {most} bytes, {held} at the start");
+            }
+            allocated(&gpu, config);
+        }
+        assert!(seen.is_sorted_by(|a, b| a >= b), "{what}: {seen:?}");
+        assert!(start > seen[0] || seen[0] > *seen.last().unwrap(), "{what}: {start}, {seen:?}");
+        assert_eq!(*seen.last().unwrap(), cache(&gpu).least_slots, "{what}");
+        a.clear(&mut gpu);
+        b.clear(&mut cpu);
+    }
+    // A short context gives everything back.
+    let (mut a, mut b) = (Session::new(), Session::new());
+    step(&mut gpu, &mut cpu, [&mut a, &mut b], &ids[..20]);
+    assert_eq!((slots(&gpu), cache(&gpu).given_up), (start, 0), "{what}: {:?}", cache(&gpu));
+    assert_eq!(allocated(&gpu, config), held, "{what}");
+    for &id in &ids[20..40] {
+        step(&mut gpu, &mut cpu, [&mut a, &mut b], &[id]);
+    }
+    let report = gpu.expert_report().unwrap();
+    assert!(report.counters.hits > 0 && report.filled > 0, "{what}: {report}");
+    assert!(report.to_string().contains("KV has room for 64 tokens, 0 slots given up"), "{what}: {report}");
+}
+
+#[test]
+fn experts_give_way_as_the_context_grows_and_come_back() {
+    for probe in [
+        Probe { wait: true, ..Probe::default() },
+        // Nothing waits: uploads are on their way when slots go.
+        Probe { churn: true, ..Probe::default() },
+        Probe { churn: true, wait: true, random_fill: Some(7), cache_step: Some(2), ..Probe::default() },
+    ] {
+        let what = format!("{probe:?}");
+        let Some(config) = elastic(1, 1, 0.3, probe) else { return };
+        if what.contains("cache_step: Some(2)") {
+            // Another step: only the numbers.
+            let (mut gpu, mut cpu) = (load(MODEL, &config), reference_engine(1));
+            let (mut a, mut b) = (Session::new(), Session::new());
+            for piece in prompt().chunks(27) {
+                step(&mut gpu, &mut cpu, [&mut a, &mut b], piece);
+            }
+            assert_eq!((cache(&gpu).tokens, cache(&gpu).grew), (640, 4), "{what}");
+        } else {
+            check_timeline(&what, &config);
+        }
+    }
+}
+
+#[test]
+fn two_devices_trade_each_its_own_memory() {
+    let probe = Probe { churn: true, wait: true, slots: Some(vec![12, 10]), ..Probe::default() };
+    let Some(config) = elastic(2, 1, 0.5, probe) else { return };
+    check_timeline("two devices", &config);
+}
+
+#[test]
+fn timelines_that_take_turns_keep_what_they_hold() {
+    let Some(config) = elastic(1, 2, 0.3, Probe { churn: true, wait: true, ..Probe::default() }) else { return };
+    let (mut gpu, mut cpu) = (load(MODEL, &config), reference_engine(2));
+    let start = slots(&gpu);
+    let ids = prompt();
+    let mut sessions: Vec<[Session; 2]> = (0..2).map(|_| [Session::new(), Session::new()]).collect();
+    // One forwards, one backwards.
+    let texts = [ids.clone(), ids.iter().rev().copied().collect::<Vec<u32>>()];
+    for at in (0..240).step_by(30) {
+        for (text, [a, b]) in texts.iter().zip(&mut sessions) {
+            step(&mut gpu, &mut cpu, [a, b], &text[at..at + 30]);
+        }
+    }
+    assert_eq!(cache(&gpu).tokens, 512, "four pages each");
+    // Both in one run, over a step.
+    for at in 240..260 {
+        let run = |engine: &mut Engine, sessions: &mut [[Session; 2]], which: usize| -> Vec<f32> {
+            let spans = sessions.iter_mut().zip(&texts).map(|(pair, text)| Span {
+                session: &mut pair[which],
+                ids: &text[at..at + 1],
+                wanted: Wanted::Last,
+            });
+            advance(engine, &mut spans.collect::<Vec<_>>()).unwrap().to_vec()
+        };
+        let off = furthest(&run(&mut gpu, &mut sessions, 0), &run(&mut cpu, &mut sessions, 1));
+        assert!(off <= CLOSE, "both, {at}: logits are {off} off");
+    }
+    assert_eq!(cache(&gpu).tokens, 640, "five pages each");
+    // The first goes: the other's pages lie behind it and hold the cache where it is.
+    let [a, b] = &mut sessions[0];
+    a.clear(&mut gpu);
+    b.clear(&mut cpu);
+    let [a, b] = &mut sessions[1];
+    step(&mut gpu, &mut cpu, [a, b], &texts[1][260..270]);
+    assert_eq!(cache(&gpu).tokens, 640);
+    // Cut back to its first page, which lies second.
+    a.truncate(&mut gpu, 50);
+    b.truncate(&mut cpu, 50);
+    step(&mut gpu, &mut cpu, [a, b], &texts[1][50..60]);
+    assert_eq!(cache(&gpu).tokens, 128);
+    assert!(slots(&gpu) < start && cache(&gpu).shrank == 1, "{:?}", cache(&gpu));
+    allocated(&gpu, &config);
+}
+
+#[test]
+fn only_tokens_that_cross_a_step_allocate() {
+    let Some(config) = elastic(1, 1, 0.3, Probe { wait: true, ..Probe::default() }) else { return };
+    let mut gpu = load(MODEL, &config);
+    let mut session = Session::new();
+    let ids = prompt();
+    session.extend(&mut gpu, &ids[..8], Wanted::Last, |_, _| ControlFlow::Continue(())).unwrap();
+    let mut quiet = 0;
+    for (at, id) in ids[..300].iter().enumerate().skip(8) {
+        let before = gpu.gpus()[0].device().allocations();
+        session.extend(&mut gpu, &[*id], Wanted::Last, |_, _| ControlFlow::Continue(())).unwrap();
+        let made = gpu.gpus()[0].device().allocations() - before;
+        if at.is_multiple_of(PAGE_TOKENS) {
+            assert!(made > 0, "token {at} crosses a step");
+        } else if at > 40 {
+            // Before that, host buffers of all kinds are made for the first time.
+            assert_eq!(made, 0, "token {at}");
+            quiet += 1;
+        }
+    }
+    assert!(quiet > 200);
+}
+
+#[test]
+fn a_cache_that_can_not_grow_is_one_error_and_loses_nothing() {
+    let Some(config) = elastic(1, 1, 0.3, Probe { wait: true, slots: Some(vec![1]), ..Probe::default() }) else {
+        return;
+    };
+    let (mut gpu, mut cpu) = (load(MODEL, &config), reference_engine(1));
+    let device = gpu.gpus()[0].device().clone();
+    device.take_away(device.left_bytes().unwrap());
+    let ids = prompt();
+    let (mut a, mut b) = (Session::new(), Session::new());
+    step(&mut gpu, &mut cpu, [&mut a, &mut b], &ids[..100]);
+    assert_eq!((slots(&gpu), cache(&gpu).grew), (0, 1), "the only expert gave way");
+    let error = a.extend(&mut gpu, &ids[100..160], Wanted::Last, |_, _| ControlFlow::Continue(())).unwrap_err();
+    let text = error.to_string();
+    for word in ["192 tokens", "--gpu-memory", "-c", "--kv q8_0", "without a single expert"] {
+        assert!(text.contains(word), "'{word}' is not in: {text}");
+    }
+    assert_eq!((a.ids(), cache(&gpu).tokens, cache(&gpu).grew), (&ids[..100], 128, 1));
+    // What there is room for goes on.
+    for &id in &ids[100..128] {
+        step(&mut gpu, &mut cpu, [&mut a, &mut b], &[id]);
+    }
+    assert!(a.extend(&mut gpu, &ids[128..129], Wanted::Last, |_, _| ControlFlow::Continue(())).is_err());
+    a.truncate(&mut gpu, 30);
+    b.truncate(&mut cpu, 30);
+    step(&mut gpu, &mut cpu, [&mut a, &mut b], &ids[30..50]);
+}
+
+#[test]
+fn a_device_with_less_memory_than_planned_gives_up_more_slots() {
+    let Some(config) = elastic(1, 1, 0.9, Probe { wait: true, random_fill: Some(3), ..Probe::default() }) else {
+        return;
+    };
+    let (mut gpu, mut cpu) = (load(MODEL, &config), reference_engine(1));
+    let experts = |op: &Op| match op {
+        Op::Experts { gate, .. } => cpu.plan().weight(*gate).experts,
+        _ => 0,
+    };
+    let all: usize = cpu.plan().steps.iter().map(|step| experts(&step.op)).sum();
+    assert_eq!(slots(&gpu), all, "a short context leaves room for all of them");
+    let device = gpu.gpus()[0].device().clone();
+    device.take_away(device.left_bytes().unwrap());
+    let ids = prompt();
+    let (mut a, mut b) = (Session::new(), Session::new());
+    for piece in ids.chunks(60) {
+        step(&mut gpu, &mut cpu, [&mut a, &mut b], piece);
+        allocated(&gpu, &config);
+    }
+    let report = gpu.expert_report().unwrap();
+    assert!(report.slots < cache(&gpu).least_slots, "{report}");
+    for &id in &ids[..20] {
+        step(&mut gpu, &mut cpu, [&mut a, &mut b], &[id]);
+    }
+    assert_eq!(argmax(gpu.last_logits().unwrap()), argmax(cpu.last_logits().unwrap()));
+}
