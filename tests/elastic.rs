@@ -132,7 +132,7 @@ fn check_timeline(what: &str, config: &EngineConfig) {
         step(&mut gpu, &mut cpu, [&mut a, &mut b], &[id]);
     }
     let report = gpu.expert_report().unwrap();
-    assert!(report.counters.hits > 0 && report.filled > 0, "{what}: {report}");
+    assert!(report.counters.hits > 0, "{what}: {report}");
     assert!(report.to_string().contains("KV has room for 64 tokens, 0 slots given up"), "{what}: {report}");
 }
 
@@ -196,6 +196,8 @@ fn timelines_that_take_turns_keep_what_they_hold() {
         assert!(off <= CLOSE, "both, {at}: logits are {off} off");
     }
     assert_eq!(cache(&gpu).tokens, 640, "five pages each");
+    let few = slots(&gpu);
+    assert!(few < start, "{few} of {start}");
     // The first goes: the other's pages lie behind it and hold the cache where it is.
     let [a, b] = &mut sessions[0];
     a.clear(&mut gpu);
@@ -208,7 +210,7 @@ fn timelines_that_take_turns_keep_what_they_hold() {
     b.truncate(&mut cpu, 50);
     step(&mut gpu, &mut cpu, [a, b], &texts[1][50..60]);
     assert_eq!(cache(&gpu).tokens, 128);
-    assert!(slots(&gpu) < start && cache(&gpu).shrank == 1, "{:?}", cache(&gpu));
+    assert!(slots(&gpu) > few && cache(&gpu).shrank == 1, "{:?}", cache(&gpu));
     allocated(&gpu, &config);
 }
 
@@ -226,18 +228,17 @@ fn only_tokens_that_cross_a_step_allocate() {
         let made = gpu.gpus()[0].device().allocations() - before;
         if at.is_multiple_of(PAGE_TOKENS) {
             assert!(made > 0, "token {at} crosses a step");
-        } else if at > 40 {
-            // Before that, host buffers of all kinds are made for the first time.
+        } else {
             assert_eq!(made, 0, "token {at}");
             quiet += 1;
         }
     }
-    assert!(quiet > 200);
+    assert!(quiet > 280);
 }
 
 #[test]
 fn a_cache_that_can_not_grow_is_one_error_and_loses_nothing() {
-    let Some(config) = elastic(1, 1, 0.3, Probe { wait: true, slots: Some(vec![1]), ..Probe::default() }) else {
+    let Some(config) = elastic(1, 1, 0.3, Probe { wait: true, slots: Some(vec![3]), ..Probe::default() }) else {
         return;
     };
     let (mut gpu, mut cpu) = (load(MODEL, &config), reference_engine(1));
@@ -246,13 +247,13 @@ fn a_cache_that_can_not_grow_is_one_error_and_loses_nothing() {
     let ids = prompt();
     let (mut a, mut b) = (Session::new(), Session::new());
     step(&mut gpu, &mut cpu, [&mut a, &mut b], &ids[..100]);
-    assert_eq!((slots(&gpu), cache(&gpu).grew), (0, 1), "the only expert gave way");
+    assert_eq!((slots(&gpu), cache(&gpu).grew), (1, 1), "two experts gave way");
     let error = a.extend(&mut gpu, &ids[100..160], Wanted::Last, |_, _| ControlFlow::Continue(())).unwrap_err();
     let text = error.to_string();
     for word in ["192 tokens", "--gpu-memory", "-c", "--kv q8_0", "without a single expert"] {
         assert!(text.contains(word), "'{word}' is not in: {text}");
     }
-    assert_eq!((a.ids(), cache(&gpu).tokens, cache(&gpu).grew), (&ids[..100], 128, 1));
+    assert_eq!((a.ids(), cache(&gpu).tokens, slots(&gpu)), (&ids[..100], 128, 1));
     // What there is room for goes on.
     for &id in &ids[100..128] {
         step(&mut gpu, &mut cpu, [&mut a, &mut b], &[id]);
@@ -265,7 +266,7 @@ fn a_cache_that_can_not_grow_is_one_error_and_loses_nothing() {
 
 #[test]
 fn a_device_with_less_memory_than_planned_gives_up_more_slots() {
-    let Some(config) = elastic(1, 1, 0.9, Probe { wait: true, random_fill: Some(3), ..Probe::default() }) else {
+    let Some(config) = elastic(1, 1, 0.75, Probe { wait: true, random_fill: Some(3), ..Probe::default() }) else {
         return;
     };
     let (mut gpu, mut cpu) = (load(MODEL, &config), reference_engine(1));

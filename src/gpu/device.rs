@@ -200,7 +200,7 @@ impl Device {
         self.0.peak.load(Ordering::Relaxed)
     }
 
-    /// Buffers made so far, those of the host included.
+    /// Buffers made so far, those of the host left out.
     pub fn allocations(&self) -> u64 {
         self.0.allocations.load(Ordering::Relaxed)
     }
@@ -252,7 +252,6 @@ impl Device {
             return Err(GpuError::OutOfMemory { adapter: self.0.report.name.clone(), what, bytes });
         }
         self.check()?;
-        self.0.allocations.fetch_add(1, Ordering::Relaxed);
         Ok(buffer)
     }
 
