@@ -9,6 +9,7 @@
 mod golden_case;
 
 use std::ops::ControlFlow;
+use std::sync::Mutex;
 
 use golden_case::{argmax, exact, furthest, gpu_options, ids, load, reference};
 use rynd::backend::KvFormat;
@@ -214,9 +215,13 @@ fn timelines_that_take_turns_keep_what_they_hold() {
     allocated(&gpu, &config);
 }
 
+/// What the user was told of the cache by the one test that listens.
+static TOLD: Mutex<Vec<String>> = Mutex::new(vec![]);
+
 #[test]
-fn only_tokens_that_cross_a_step_allocate() {
+fn only_tokens_that_cross_a_step_allocate_and_the_first_is_told() {
     let Some(config) = elastic(1, 1, 0.3, Probe { wait: true, ..Probe::default() }) else { return };
+    let config = EngineConfig { notice: |line| TOLD.lock().unwrap().push(line.to_owned()), ..config };
     let mut gpu = load(MODEL, &config);
     let mut session = Session::new();
     let ids = prompt();
@@ -234,6 +239,8 @@ fn only_tokens_that_cross_a_step_allocate() {
         }
     }
     assert!(quiet > 280);
+    let told = TOLD.lock().unwrap();
+    assert!(told.len() == 1 && told[0].starts_with("KV grew to 128 tokens: "), "{told:?}");
 }
 
 #[test]

@@ -284,9 +284,9 @@ fn pools_say_what_they_can_not_hold() {
 
 #[test]
 fn a_pool_gives_up_its_last_slots_and_takes_them_again() {
-    // With small bindings a cut lies among many banks.
-    for binding_bytes in [None, Some(300 << 10)] {
-        let handicap = Handicap { binding_bytes, ..Handicap::default() };
+    // With small bindings a cut lies among many banks. No other test has these devices, whose memory is counted.
+    for binding_bytes in [100 << 20, 301 << 10] {
+        let handicap = Handicap { binding_bytes: Some(binding_bytes), ..Handicap::default() };
         let mixture = mixture([Format::Q4_K, Format::Q4_K, Format::Q6_K], [256, 256, 9, 3]);
         let Some(device) = device(handicap) else { return };
         let config = GpuConfig { index: 0, batch: 8, pages: 4, first_pages: 4, kv: KvFormat::F16 };
@@ -307,7 +307,7 @@ fn a_pool_gives_up_its_last_slots_and_takes_them_again() {
                 let mut found = vec![0.0; expected.len()];
                 gpu.read(mixture.out, &mut found).unwrap();
                 let off = nmse_added(&found, &expected, mixture.base(&inputs));
-                assert!(off <= CLOSE, "{what}, {t} tokens, {binding_bytes:?}: {off:.1e} off");
+                assert!(off <= CLOSE, "{what}, {t} tokens, {binding_bytes}: {off:.1e} off");
             }
         };
         check(&mut gpu, &mut cpu, &maps, "all slots");
