@@ -14,8 +14,8 @@ use serde::Serialize;
 use super::plan_what_if::{self, Row};
 use super::{interrupt, load, numbers};
 use crate::backend::KvFormat;
-use crate::catalog::{Catalog, Net, State, peek};
-use crate::engine::DEFAULT_CONTEXT;
+use crate::catalog::{Catalog, Home, Net, State, peek};
+use crate::engine::{DEFAULT_CONTEXT, Devices, kept_gpu_rates, measure_gpu};
 use crate::experts::cost::{self, Context, Decode, Hits, Placement, Prefill};
 use crate::experts::rates::{self, Rates};
 use crate::experts::rig::{RIGS, Rig, parse_bytes};
@@ -25,7 +25,8 @@ use crate::gguf::{Gguf, Outline};
 /// Say what of a model goes where on a machine, whether it fits, and how fast it will be
 ///
 /// Reads headers only: of a file, of the first parts of a split one, or over the network for a model that is not here.
-/// Without --rig the machine is this one, with its measured speeds; the other flags change single figures of it.
+/// Without --rig the machine is this one with the GPUs that rynd would use, at their measured speeds; the other flags
+/// change single figures of it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -71,7 +72,7 @@ struct MachineFlags {
     /// A known machine: m3-ultra-256, 4x24g-256-8ch, 4x24g-256-2ch or 1x24g-128
     #[arg(long, value_name = "NAME", value_parser = parse_rig)]
     rig: Option<Rig>,
-    /// Memory of each graphics card; 0 for none
+    /// Memory of each graphics card; 0 for none [default without --rig: the cards that are here]
     #[arg(long, value_name = "SIZES", value_delimiter = ',', value_parser = parse_bytes)]
     vram: Vec<u64>,
     /// RAM that rynd may use
@@ -194,7 +195,8 @@ impl MachineFlags {
                 ));
             }
         }
-        if let Some(bytes) = self.ram {
+        // Memory that a GPU shares was counted as the GPU's.
+        if let (Some(bytes), false) = (self.ram, rig.unified && self.rig.is_none()) {
             rig.ram_bytes = bytes;
         }
         for (given, rate) in [
@@ -229,8 +231,45 @@ impl MachineFlags {
         let mut rig = Rig::cpu_only("this machine", ram, rates.ram_bytes_per_second, disk.unwrap_or(2e9));
         rig.cpu_ops = Some(rates.batch_ops_per_second);
         rig.measured = true;
+        if self.vram.is_empty() {
+            add_gpus(&mut rig, &home, threads, notes)?;
+        }
         Ok(rig)
     }
+}
+
+/// Gives the rig the GPUs that `--gpu auto` would use, measured now if they never were.
+fn add_gpus(rig: &mut Rig, home: &Home, threads: usize, notes: &mut Vec<String>) -> Result<()> {
+    let devices = Devices::list();
+    // Without one the model runs on the CPU.
+    let Ok(indices) = devices.automatic() else { return Ok(()) };
+    let (mut gpus, mut unified) = (vec![], false);
+    for index in indices {
+        let adapter = devices.report(index)?;
+        let known =
+            kept_gpu_rates(adapter, home).map_or_else(|| measure_gpu(&devices, adapter, home, threads, None), Ok);
+        let rates = match known {
+            Ok(rates) => rates,
+            Err(e) => {
+                notes.push(format!("GPU {index} ({}) is left out, it could not be measured: {e}", adapter.name));
+                continue;
+            }
+        };
+        match (adapter.memory_bytes, adapter.unified_memory) {
+            (bytes, true) => {
+                unified = true;
+                gpus.push((bytes.unwrap_or(rig.ram_bytes), rates));
+            }
+            (Some(bytes), false) => gpus.push((Rig::usable_vram(bytes), rates)),
+            (None, false) => {
+                notes.push(format!("GPU {index} ({}) is left out, it does not tell its memory: --vram", adapter.name));
+                continue;
+            }
+        }
+        notes.push(format!("GPU {index} ({}) measured here: {rates}", adapter.name));
+    }
+    rig.set_measured(&gpus, unified);
+    Ok(())
 }
 
 fn report(arguments: &Arguments, outline: &Outline, shape: &Shape, rig: Rig, mut notes: Vec<String>) -> Result<Report> {

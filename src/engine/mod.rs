@@ -4,6 +4,7 @@
 //! what differs from what a session already holds is computed: `Session::sync` keeps the longest common prefix, so
 //! edits, regenerations and the turns of a chat cost their new tokens only.
 
+mod gpu_rates;
 mod gpus;
 mod hybrid;
 mod record;
@@ -14,6 +15,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use gpu_rates::{kept_gpu_rates, measure_gpu};
 pub use gpus::{GpuChoice, GpuOptions, GpuShare, Outline};
 pub use hybrid::{ExpertChoice, ExpertOptions, ExpertReport, Probe, SlotPlan};
 pub use record::{expert_header, header_of, router_key};
@@ -24,6 +26,7 @@ use self::gpus::Sizes;
 use self::hybrid::{Hybrid, page_experts};
 use self::record::Recorder;
 use crate::backend::{Backend, BackendError, Env, KvFormat, PickLog, Token};
+use crate::catalog::Home;
 use crate::cpu::{Cpu, CpuConfig, InputSums};
 use crate::experts::rates;
 use crate::experts::store::Counters as TierCounters;
@@ -107,6 +110,8 @@ pub struct EngineConfig {
     pub trace: Option<PathBuf>,
     pub gpu: GpuOptions,
     pub experts: ExpertOptions,
+    /// Where the rates of the machine and its GPUs are kept; `None` measures none.
+    pub rates: Option<Home>,
     /// Hears when the model moves to the CPU because a GPU could not be used.
     pub notice: fn(&str),
 }
@@ -145,6 +150,7 @@ impl Default for EngineConfig {
             observe_inputs: false,
             gpu: GpuOptions::default(),
             experts: ExpertOptions::default(),
+            rates: None,
             notice: |_| {},
             tiers: None,
             trace: None,
@@ -245,6 +251,7 @@ impl Engine {
         let plan = Arc::clone(&outline.plan);
         let Sizes { batch, pages, kv } = Sizes::new(&plan, config);
         let weights = Weights::new(gguf.clone(), Arc::clone(&plan));
+        outline.measure(config);
         let mut gpus = outline.open(&weights, config)?;
         let hybrid = match &outline.slots {
             Some(slots) => Some(page_experts(gguf, slots, &weights, &mut gpus, config)?),

@@ -138,6 +138,11 @@ impl Pager {
         self.counters
     }
 
+    /// Counts on from where another pager of the same model stopped.
+    pub fn count_on(&mut self, counters: Counters) {
+        self.counters = counters;
+    }
+
     /// Where an expert is.
     pub fn place(&self, layer: usize, expert: usize) -> Place {
         self.places[self.grid.entry(layer, expert)]

@@ -186,6 +186,11 @@ impl Device {
         self.0.allocated.load(Ordering::Relaxed)
     }
 
+    /// Bytes that the budget leaves; `None` without a budget.
+    pub(super) fn left_bytes(&self) -> Option<u64> {
+        self.0.budget.map(|budget| budget.saturating_sub(self.allocated_bytes()))
+    }
+
     /// Rows that a workgroup of a matrix-vector kernel computes: as many as keep its teams busy, more only when there
     /// are rows enough for tens of thousands of workgroups.
     pub(super) fn rows_per_workgroup(&self, rows: usize) -> u32 {

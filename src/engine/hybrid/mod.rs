@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 pub use layout::SlotPlan;
-pub use options::{ExpertChoice, ExpertOptions, ExpertReport, Probe};
+pub use options::{ExpertChoice, ExpertOptions, ExpertReport, Probe, RivalProbe};
 pub use start::page_experts;
 
 use self::uploads::Uploads;
@@ -316,6 +316,19 @@ impl Hybrid {
         Ok(())
     }
 
+    /// The guard's last word, when it has one.
+    pub fn verdict(&self) -> Option<Verdict> {
+        self.verdict
+    }
+
+    /// Goes on where another left off: with its verdict, and with what it counted.
+    pub fn resume(&mut self, report: &ExpertReport) {
+        self.verdict = report.verdict;
+        self.with_cache = !matches!(report.verdict, Some(Verdict::SwitchedOff { .. }));
+        self.failed = report.failed;
+        self.pager.count_on(report.counters);
+    }
+
     /// What was counted so far.
     pub fn report(&self) -> ExpertReport {
         let (filled, slots) = self.pager.filled();
@@ -327,6 +340,7 @@ impl Hybrid {
             failed: self.failed,
             verdict: self.verdict,
             guarded: self.options.guard,
+            rival: None,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::experts::{Counters, Policy, Verdict};
+use crate::experts::{Counters, Policy, Standing, Verdict};
 
 /// Where experts go when a GPU is used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -75,6 +75,17 @@ pub struct Probe {
     pub random_fill: Option<u64>,
     /// Every nth upload fails.
     pub fail_every: Option<usize>,
+    /// What whole layers take, in place of what is predicted and measured.
+    pub rival: Option<RivalProbe>,
+}
+
+/// Seconds of a token with whole layers.
+#[derive(Clone, Copy, Debug)]
+pub struct RivalProbe {
+    pub predicted: f64,
+    pub measured: f64,
+    /// The executors of whole layers can not be made.
+    pub fails: bool,
 }
 
 /// What the cache of experts did so far.
@@ -88,11 +99,17 @@ pub struct ExpertReport {
     pub failed: u64,
     pub verdict: Option<Verdict>,
     pub guarded: bool,
+    /// How whole layers on GPUs compare.
+    pub rival: Option<Standing>,
 }
 
 impl std::fmt::Display for ExpertReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let c = &self.counters;
+        if let Some(standing @ Standing::Won { .. }) = &self.rival {
+            // What the pager held is gone.
+            return write!(f, "{standing}");
+        }
         write!(f, "{} of {} experts on GPUs ({} slots)", self.filled, self.experts, self.slots)?;
         if c.tokens > 0 {
             let (hits, uploads) = (100.0 * c.hits as f64 / c.picks.max(1) as f64, c.uploads as f64 / c.tokens as f64);
@@ -103,6 +120,9 @@ impl std::fmt::Display for ExpertReport {
         }
         if let Some(verdict) = &self.verdict {
             write!(f, "; {verdict}")?;
+        }
+        if let Some(standing) = &self.rival {
+            write!(f, "; {standing}")?;
         }
         Ok(())
     }
