@@ -6,28 +6,33 @@
 
 mod gpu_rates;
 mod gpus;
+mod heat;
 mod hybrid;
 mod record;
+mod rival;
 mod session;
 mod split;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 pub use gpu_rates::{kept_gpu_rates, measure_gpu};
 pub use gpus::{GpuChoice, GpuOptions, GpuShare, Outline};
-pub use hybrid::{ExpertChoice, ExpertOptions, ExpertReport, Probe, SlotPlan};
+pub use hybrid::{ExpertChoice, ExpertOptions, ExpertReport, Probe, RivalProbe, SlotPlan};
 pub use record::{expert_header, header_of, router_key};
 pub use session::{Session, Span, Wanted, advance};
 pub use split::Split;
 
 use self::gpus::Sizes;
+use self::heat::{Known, Watch};
 use self::hybrid::{Hybrid, page_experts};
 use self::record::Recorder;
 use crate::backend::{Backend, BackendError, Env, KvFormat, PickLog, Token};
 use crate::catalog::Home;
 use crate::cpu::{Cpu, CpuConfig, InputSums};
+use crate::experts::Rival;
 use crate::experts::rates;
 use crate::experts::store::Counters as TierCounters;
 use crate::experts::tier::{Tier, TierError, Tiers};
@@ -73,6 +78,8 @@ pub enum EngineError {
     NothingToTrace { file: PathBuf },
     #[error("{file}: {cause}; leave --experts-profile out, or give a profile of this model")]
     Profile { file: PathBuf, cause: String },
+    #[error("the executors were given up and could not be made again; load the model anew")]
+    Unloaded,
     #[error("interrupted")]
     Interrupted,
 }
@@ -163,13 +170,15 @@ struct Observers {
     input_sums: Option<Arc<InputSums>>,
     picks: Option<Arc<PickLog>>,
     tier: Option<Arc<Tier>>,
+    heat: Option<Watch>,
 }
 
 /// A loaded model.
 pub struct Engine {
     gguf: Gguf,
     plan: Arc<Plan>,
-    backend: Split,
+    /// `None` after it could not be made again.
+    backend: Option<Split>,
     free_pages: Vec<u32>,
     context: usize,
     batch: usize,
@@ -181,7 +190,13 @@ pub struct Engine {
     epoch: u32,
     input_sums: Option<Arc<InputSums>>,
     tier: Option<Arc<Tier>>,
+    heat: Option<Watch>,
     recorder: Option<Recorder>,
+    /// The comparison of paged experts with whole layers, and what the pager had done when they were tried.
+    rival: Rival,
+    paged: Option<ExpertReport>,
+    /// When the run before began, if every timeline got one token in it.
+    began: Option<Instant>,
 }
 
 impl Engine {
@@ -196,7 +211,7 @@ impl Engine {
             return Err(EngineError::ObservedOnGpu);
         }
         let plan = models::plan(&gguf, &config.rope)?;
-        let (plan, backend, Observers { input_sums, picks, tier }) =
+        let (plan, backend, Observers { input_sums, picks, tier, heat }) =
             match Engine::backend(&gguf, Outline::new(&plan, config), config) {
                 Ok(made) => made,
                 Err(e) if config.gpu.choice == GpuChoice::Auto && e.is_of_gpu() => {
@@ -214,7 +229,7 @@ impl Engine {
         Ok(Engine {
             gguf,
             plan,
-            backend,
+            backend: Some(backend),
             free_pages: (0..pages as u32).rev().collect(),
             context,
             batch,
@@ -225,7 +240,11 @@ impl Engine {
             epoch: 0,
             input_sums,
             tier,
+            heat,
             recorder,
+            rival: Rival::default(),
+            paged: None,
+            began: None,
         })
     }
 
@@ -253,8 +272,10 @@ impl Engine {
         let weights = Weights::new(gguf.clone(), Arc::clone(&plan));
         outline.measure(config);
         let mut gpus = outline.open(&weights, config)?;
+        let mut known = Known::read(gguf, &plan, config)?;
+        let start = known.as_ref().and_then(|known| known.start.clone());
         let hybrid = match &outline.slots {
-            Some(slots) => Some(page_experts(gguf, slots, &weights, &mut gpus, config)?),
+            Some(slots) => Some(page_experts(slots, &weights, &mut gpus, known.take(), config)?),
             None => None,
         };
         let cpu_config = CpuConfig { threads: config.threads(), batch, pages, kv, exact: config.exact };
@@ -264,6 +285,12 @@ impl Engine {
             Some(tiers) => Tier::open(&weights, tiers, cpu.buffer_bytes() + rates::own_bytes())?.map(Arc::new),
             None => None,
         };
+        if let (Some(tier), Some(start)) = (&tier, &start) {
+            tier.store.seed(start);
+        }
+        if config.experts.profile.is_some() && tier.is_none() && hybrid.is_none() {
+            (config.notice)("--experts-profile is not used: no expert moves here");
+        }
         if let Some(tier) = &tier {
             cpu.set_tier(Arc::clone(tier));
         }
@@ -271,20 +298,23 @@ impl Engine {
         if let Some(sums) = &input_sums {
             cpu.observe(Arc::clone(sums));
         }
+        // Picks that lie on a GPU would have to be read back.
+        let saved = known.and_then(|known| known.saved).filter(|_| gpus.is_empty());
         let mut split = Split::new(Arc::clone(&plan), cpu, gpus);
         if let Some(hybrid) = hybrid {
             split.page_experts(hybrid);
         }
-        let picks = config.trace.as_ref().map(|_| Arc::new(PickLog::new(&plan)));
+        let picks = (config.trace.is_some() || saved.is_some()).then(|| Arc::new(PickLog::new(&plan)));
         if let Some(log) = &picks {
             split.log_picks(Arc::clone(log));
         }
-        Ok((plan, split, Observers { input_sums, picks, tier }))
+        let heat = picks.clone().zip(saved).map(|(log, saved)| Watch::new(log, saved, config.notice));
+        Ok((plan, split, Observers { input_sums, picks, tier, heat }))
     }
 
     /// The GPUs that are in use.
     pub fn gpus(&self) -> &[Gpu] {
-        self.backend.gpus()
+        self.backend.as_ref().map_or(&[][..], Split::gpus)
     }
 
     /// What each GPU holds.
@@ -300,10 +330,19 @@ impl Engine {
             return Err(e);
         }
         (self.config.notice)(&format!("going on with the CPU: {e}"));
-        let outline = Outline::cpu(models::plan(&self.gguf, &self.config.rope)?);
-        let (plan, backend, Observers { input_sums, picks, tier }) =
+        self.rival.fail();
+        self.paged = None;
+        self.replace(Outline::cpu(models::plan(&self.gguf, &self.config.rope)?))
+    }
+
+    /// Other executors; what the old ones cached is gone.
+    fn replace(&mut self, outline: Outline) -> Result<(), EngineError> {
+        // Their memory is needed.
+        (self.backend, self.tier, self.heat) = (None, None, None);
+        let (plan, backend, Observers { input_sums, picks, tier, heat }) =
             Engine::backend(&self.gguf, Ok(outline), &self.config)?;
-        (self.plan, self.backend, self.input_sums, self.tier) = (plan, backend, input_sums, tier);
+        (self.plan, self.backend, self.input_sums, self.tier) = (plan, Some(backend), input_sums, tier);
+        self.heat = heat;
         if let (Some(recorder), Some(picks)) = (&mut self.recorder, picks) {
             recorder.follow(picks);
         }
@@ -313,17 +352,23 @@ impl Engine {
 
     /// What the cache of experts did so far; `None` when experts do not move.
     pub fn expert_report(&self) -> Option<ExpertReport> {
-        self.backend.hybrid().map(Hybrid::report)
+        let paged = self.backend.as_ref().and_then(Split::hybrid).map(Hybrid::report).or(self.paged)?;
+        Some(ExpertReport { rival: self.rival.standing(), ..paged })
     }
 
     /// Times every kernel from now on, or no longer; false where a GPU has no timestamps.
     pub fn time_kernels(&mut self, on: bool) -> bool {
-        self.backend.gpus_mut().iter_mut().all(|gpu| gpu.time_kernels(on))
+        self.backend.iter_mut().flat_map(Split::gpus_mut).all(|gpu| gpu.time_kernels(on))
     }
 
     /// Starts counting anew on all GPUs.
     pub fn reset_counters(&mut self) {
-        self.backend.gpus_mut().iter_mut().for_each(Gpu::reset_counters);
+        self.backend.iter_mut().flat_map(Split::gpus_mut).for_each(Gpu::reset_counters);
+    }
+
+    /// What an expert in the RAM tier is worth, in picks made now; `None` when all weights are computed from the mapping.
+    pub fn tier_worth(&self, layer: usize, expert: usize) -> Option<f64> {
+        self.tier.as_ref().map(|tier| tier.store.worth(layer, expert))
     }
 
     /// What the RAM tier did so far; `None` when all weights are computed from the mapping.
@@ -367,17 +412,20 @@ impl Engine {
         self.record(env)
     }
 
-    /// Appends the run to the trace, if there is one.
+    /// Appends the run to the trace, and to what is known of the experts, if there are such.
     fn record(&mut self, env: &Env) -> Result<(), EngineError> {
+        if let Some(heat) = &mut self.heat {
+            heat.see(env);
+        }
         self.recorder.as_mut().map_or(Ok(()), |recorder| recorder.run(env))
     }
 
     /// As `forward`, without a word in the trace.
     fn compute(&mut self, env: &Env) -> Result<(), EngineError> {
-        self.backend.run(0..self.plan.steps.len(), env)?;
+        split(&mut self.backend)?.run(0..self.plan.steps.len(), env)?;
         self.logits.resize(env.rows.len() * self.plan.vocab, 0.0);
         if !env.rows.is_empty() {
-            self.backend.read(self.plan.logits, &mut self.logits)?;
+            split(&mut self.backend)?.read(self.plan.logits, &mut self.logits)?;
         }
         Ok(())
     }
@@ -385,7 +433,12 @@ impl Engine {
     /// Runs the whole plan for these tokens and keeps the id of the last row's largest logit.
     fn forward_best(&mut self, env: &Env) -> Result<(), EngineError> {
         let mut best = vec![None; env.rows.len()];
-        self.backend.run_best(0..self.plan.steps.len(), env, (self.plan.logits, self.plan.vocab), &mut best)?;
+        split(&mut self.backend)?.run_best(
+            0..self.plan.steps.len(),
+            env,
+            (self.plan.logits, self.plan.vocab),
+            &mut best,
+        )?;
         self.logits.clear();
         self.best = best.last().copied().flatten();
         self.record(env)
@@ -401,7 +454,7 @@ impl Engine {
     pub fn last_logits(&mut self) -> Result<&mut [f32], EngineError> {
         if self.logits.is_empty() {
             self.logits.resize(self.plan.vocab, 0.0);
-            self.backend.read(self.plan.logits, &mut self.logits)?;
+            split(&mut self.backend)?.read(self.plan.logits, &mut self.logits)?;
         }
         let first = self.logits.len() - self.plan.vocab;
         Ok(&mut self.logits[first..])
@@ -429,7 +482,7 @@ impl Engine {
         let mut result = Ok(());
         let mut values = vec![];
         'steps: for at in 0..self.plan.steps.len() {
-            if let Err(e) = self.backend.run(at..at + 1, &env) {
+            if let Err(e) = split(&mut self.backend)?.run(at..at + 1, &env) {
                 result = Err(e.into());
                 break;
             }
@@ -437,7 +490,7 @@ impl Engine {
             let moved = matches!(self.plan.steps[at].op, Op::Move { .. });
             for slot in self.plan.steps[at].op.writes().into_iter().filter(|_| !moved) {
                 values.resize(ids.len() * self.plan.slot(slot).width, 0.0);
-                if let Err(e) = self.backend.read(slot, &mut values) {
+                if let Err(e) = split(&mut self.backend)?.read(slot, &mut values) {
                     result = Err(e.into());
                     break 'steps;
                 }
@@ -461,4 +514,9 @@ impl Engine {
         }
         Ok(self.free_pages.split_off(self.free_pages.len() - n))
     }
+}
+
+/// The executors that are in use.
+fn split(backend: &mut Option<Split>) -> Result<&mut Split, EngineError> {
+    backend.as_mut().ok_or(EngineError::Unloaded)
 }

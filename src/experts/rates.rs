@@ -399,7 +399,7 @@ mod tests {
             assert_eq!(Rates::gpu(&home, "a"), Some(gpu(1e12)), "{text}");
         }
         // A figure that nobody can have measured is no figure; the rest of the entry stands.
-        let zero = std::fs::read_to_string(&path).unwrap().replace("0.000003", "0.0");
+        let zero = std::fs::read_to_string(&path).unwrap().replace("3e-6", "0.0");
         assert_ne!(zero, std::fs::read_to_string(&path).unwrap());
         std::fs::write(&path, zero).unwrap();
         assert_eq!(Rates::gpu(&home, "a"), None);

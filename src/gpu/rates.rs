@@ -3,7 +3,7 @@
 //! A token's products are timed over a matrix that no cache holds, a batch's over one that some do; uploads go through
 //! expert slots. Each figure is the best of what a tenth of a second has room for, by the host's clock, because whatever
 //! else runs only takes away. Every measurement begins with a piece that a software renderer does in milliseconds, and
-//! grows only where that was quick. What is allocated here counts until the device is closed: open one for this alone.
+//! grows only where that was quick. The driver may keep what was allocated here: open a device for this alone.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,7 +37,7 @@ const TIME: Duration = Duration::from_millis(100);
 const MOST_TIMES: usize = 4096;
 /// Experts of the upload: gate and up of (ff, WIDTH), 2.7 MB each with down.
 const FF: usize = 768;
-const EXPERTS: usize = 16;
+const EXPERTS: usize = 8;
 const IN_FLIGHT: usize = 4;
 /// Dispatches of the two submissions whose difference counts.
 const DISPATCHES: [usize; 2] = [32, 544];
@@ -82,10 +82,19 @@ struct Bench<'a> {
 
 /// A product and what it writes.
 struct Timed {
+    device: Device,
     product: Product,
     tokens: usize,
     bytes: u64,
     out: wgpu::Buffer,
+    /// Of the matrix.
+    banks: Vec<wgpu::Buffer>,
+}
+
+impl Drop for Timed {
+    fn drop(&mut self) {
+        self.banks.iter().chain([&self.out]).for_each(|buffer| self.device.forget(buffer));
+    }
 }
 
 impl Bench<'_> {
@@ -105,8 +114,9 @@ impl Bench<'_> {
         let all = rows * pieces;
         let out = self.device.storage("activations", values_bytes(tokens * padded(all)), "lower -b")?;
         let bytes = (all * matrix.row_bytes) as u64;
+        let banks = matrix.banks.iter().map(|bank| bank.buffer.clone()).collect();
         let product = Product::alone(self.device, matrix, [&self.x, &self.vectors, &out], tokens)?;
-        let timed = Timed { product, tokens, bytes, out };
+        let timed = Timed { device: self.device.clone(), product, tokens, bytes, out, banks };
         // Drivers finish a pipeline at its first use.
         self.seconds(&timed, 1)?;
         Ok(timed)
@@ -154,7 +164,11 @@ impl Bench<'_> {
         let room = self.device.left_bytes().map_or(u64::MAX, |left| left / 2);
         let pieces = ((0.3 * QUICK / took.max(LEAST)) as usize).clamp(4, MOST_PIECES);
         let pieces = pieces.min((room / piece.bytes) as usize);
-        let large = if pieces > 1 { self.product([PIECE_ROWS, WIDTH], pieces, 1)? } else { piece };
+        if pieces < 2 {
+            return Ok(piece.bytes as f64 / self.best(&piece)?);
+        }
+        drop(piece);
+        let large = self.product([PIECE_ROWS, WIDTH], pieces, 1)?;
         Ok(large.bytes as f64 / self.best(&large)?)
     }
 
@@ -167,6 +181,7 @@ impl Bench<'_> {
         if took * (many / few) as f64 > QUICK {
             return Ok(ops(few) / self.best(&small)?);
         }
+        drop(small);
         Ok(ops(many) / self.best(&self.product([many, WIDTH], 1, BATCH_TOKENS)?)?)
     }
 

@@ -21,6 +21,7 @@ pub use options::{ExpertChoice, ExpertOptions, ExpertReport, Probe, RivalProbe};
 pub use start::page_experts;
 
 use self::uploads::Uploads;
+use super::heat::save;
 use crate::backend::{Backend, BackendError, ELSEWHERE, Env, PickLog};
 use crate::cpu::Cpu;
 use crate::experts::{Guard, Heat, Pager, Place, Verdict};
@@ -133,6 +134,9 @@ impl Hybrid {
             Some(seed) => hybrid.pager.fill(|entry| 1.0 + (entry as u64 + 1).wrapping_mul(seed | 1) as f64),
             None => hybrid.pager.fill(|entry| scores.crf(entry)),
         };
+        if let (Some(part), Some(_)) = (options.pin, &options.profile) {
+            hybrid.pager.pin_hottest(part);
+        }
         hybrid.send(promotions);
         hybrid.receive(true);
         hybrid.write_maps(gpus)?;
@@ -335,6 +339,7 @@ impl Hybrid {
         ExpertReport {
             slots,
             filled,
+            pinned: self.pager.pinned(),
             experts: self.pager.grid().entries(),
             counters: self.pager.counters(),
             failed: self.failed,
@@ -353,18 +358,7 @@ impl Hybrid {
             return;
         }
         heat.merge(|layer, expert| scores.count(grid.entry(layer, expert)), tokens);
-        let mut part = path.as_os_str().to_owned();
-        part.push(".part");
-        let saved = path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| {
-            std::fs::write(&part, heat.encode())?;
-            std::fs::rename(&part, &*path)
-        });
-        if let Err(e) = saved {
-            (self.options.notice)(&format!(
-                "what was learned about the experts could not be saved to {}: {e}",
-                path.display()
-            ));
-        }
+        save(path, heat, self.options.notice);
     }
 }
 

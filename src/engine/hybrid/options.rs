@@ -41,6 +41,8 @@ pub struct ExpertOptions {
     pub heat: Option<PathBuf>,
     /// What to start from in place of it; it is only read.
     pub profile: Option<PathBuf>,
+    /// The part of the slots, 0 to 1, that the hottest experts of `profile` keep for good.
+    pub pin: Option<f64>,
     /// Compare with experts on the CPU during the first tokens, and switch the cache off when it loses.
     pub guard: bool,
     pub probe: Probe,
@@ -55,6 +57,7 @@ impl Default for ExpertOptions {
             policy: Policy::default(),
             heat: None,
             profile: None,
+            pin: None,
             guard: true,
             probe: Probe::default(),
             notice: |_| {},
@@ -93,6 +96,8 @@ pub struct RivalProbe {
 pub struct ExpertReport {
     pub slots: usize,
     pub filled: usize,
+    /// Of them, those that stay for good.
+    pub pinned: usize,
     pub experts: usize,
     pub counters: Counters,
     /// Uploads that failed.
@@ -110,7 +115,11 @@ impl std::fmt::Display for ExpertReport {
             // What the pager held is gone.
             return write!(f, "{standing}");
         }
-        write!(f, "{} of {} experts on GPUs ({} slots)", self.filled, self.experts, self.slots)?;
+        write!(f, "{} of {} experts on GPUs ({} slots", self.filled, self.experts, self.slots)?;
+        if self.pinned > 0 {
+            write!(f, ", {} pinned", self.pinned)?;
+        }
+        write!(f, ")")?;
         if c.tokens > 0 {
             let (hits, uploads) = (100.0 * c.hits as f64 / c.picks.max(1) as f64, c.uploads as f64 / c.tokens as f64);
             write!(f, ", {hits:.1}% of the picks there, {uploads:.1} uploads a token")?;
