@@ -12,10 +12,10 @@ use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 
 use super::plan_what_if::{self, Row};
-use super::{interrupt, load, numbers};
+use super::{interrupt, load, numbers, plan_gpus};
 use crate::backend::KvFormat;
-use crate::catalog::{Catalog, Home, Net, State, peek};
-use crate::engine::{DEFAULT_CONTEXT, Devices, kept_gpu_rates, measure_gpu};
+use crate::catalog::{Catalog, Net, State, peek};
+use crate::engine::DEFAULT_CONTEXT;
 use crate::experts::cost::{self, Context, Decode, Hits, Placement, Prefill};
 use crate::experts::rates::{self, Rates};
 use crate::experts::rig::{RIGS, Rig, parse_bytes};
@@ -232,44 +232,10 @@ impl MachineFlags {
         rig.cpu_ops = Some(rates.batch_ops_per_second);
         rig.measured = true;
         if self.vram.is_empty() {
-            add_gpus(&mut rig, &home, threads, notes)?;
+            plan_gpus::add(&mut rig, &home, threads, notes)?;
         }
         Ok(rig)
     }
-}
-
-/// Gives the rig the GPUs that `--gpu auto` would use, measured now if they never were.
-fn add_gpus(rig: &mut Rig, home: &Home, threads: usize, notes: &mut Vec<String>) -> Result<()> {
-    let devices = Devices::list();
-    // Without one the model runs on the CPU.
-    let Ok(indices) = devices.automatic() else { return Ok(()) };
-    let (mut gpus, mut unified) = (vec![], false);
-    for index in indices {
-        let adapter = devices.report(index)?;
-        let known =
-            kept_gpu_rates(adapter, home).map_or_else(|| measure_gpu(&devices, adapter, home, threads, None), Ok);
-        let rates = match known {
-            Ok(rates) => rates,
-            Err(e) => {
-                notes.push(format!("GPU {index} ({}) is left out, it could not be measured: {e}", adapter.name));
-                continue;
-            }
-        };
-        match (adapter.memory_bytes, adapter.unified_memory) {
-            (bytes, true) => {
-                unified = true;
-                gpus.push((bytes.unwrap_or(rig.ram_bytes), rates));
-            }
-            (Some(bytes), false) => gpus.push((Rig::usable_vram(bytes), rates)),
-            (None, false) => {
-                notes.push(format!("GPU {index} ({}) is left out, it does not tell its memory: --vram", adapter.name));
-                continue;
-            }
-        }
-        notes.push(format!("GPU {index} ({}) measured here: {rates}", adapter.name));
-    }
-    rig.set_measured(&gpus, unified);
-    Ok(())
 }
 
 fn report(arguments: &Arguments, outline: &Outline, shape: &Shape, rig: Rig, mut notes: Vec<String>) -> Result<Report> {
