@@ -347,6 +347,33 @@ fn the_most_valuable_experts_stay_when_slots_go() {
 }
 
 #[test]
+fn what_is_pinned_stays_and_the_other_slots_follow_the_text() {
+    let grid = Grid::new(16, 2, vec![("a".to_owned(), 1)]);
+    for policy in [Policy::default(), Named::Lru.policy(&Policy::default()).unwrap()] {
+        let mut pager = Pager::new(grid.clone(), &[PoolSpec { device: 0, layers: vec![0], slots: 6 }], policy);
+        // Experts 0 to 5 are the hottest, by falling score.
+        (0..16).for_each(|expert| pager.scores_mut().seed(expert, 16.0 - expert as f64));
+        let scores = pager.scores().clone();
+        let placed = pager.fill(|entry| scores.crf(entry));
+        pager.pin_hottest(0.5);
+        assert_eq!(pager.pinned(), 0, "nothing has arrived");
+        placed.iter().for_each(|promotion| pager.done(promotion));
+        assert_eq!(pager.pinned(), 3);
+        for _ in 0..200 {
+            pager.pick(0, 10..16);
+            let mut moved = pager.end_step(0, 10..16, u64::MAX);
+            pager.end_token(false);
+            moved.extend(pager.decide(u64::MAX));
+            moved.iter().for_each(|promotion| pager.done(promotion));
+        }
+        let there: Vec<usize> = pager.residents(0).map(|(expert, ..)| expert).collect();
+        assert!(there.starts_with(&[0, 1, 2]) && there[3..].iter().all(|&e| e >= 10), "{there:?}");
+        assert!(!pager.evict(0, 1) && pager.evict(0, there[3]));
+        assert_eq!(pager.pinned(), 3);
+    }
+}
+
+#[test]
 fn slots_of_several_devices_fill_evenly() {
     let grid = Grid::new(32, 2, vec![("a".to_owned(), 1)]);
     let spec = |device| PoolSpec { device, layers: vec![0], slots: 8 };

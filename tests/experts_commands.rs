@@ -2,13 +2,17 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::path::Path;
 use std::process::{Command, Output};
 
 const QWEN: &str = "tests/fixtures/traces/qwen3-30b-a3b.csv.gz";
 const GEMMA: &str = "tests/fixtures/traces/gemma-4-26b-a4b.csv.gz";
 
 fn rynd(arguments: &[&str]) -> Output {
-    let home = std::env::temp_dir().join("rynd-no-home");
+    rynd_at(&std::env::temp_dir().join("rynd-no-home"), arguments)
+}
+
+fn rynd_at(home: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rynd"));
     command.arg("experts").args(arguments).env("RYND_HOME", home).output().unwrap()
 }
@@ -74,10 +78,12 @@ fn record_writes_a_trace_that_show_and_replay_read() {
     let path = folder.path().join("text.trace.gz");
     let out = path.to_str().unwrap();
     let model = "tests/fixtures/models/qwen3moe/model.gguf";
-    let found =
-        rynd(&["record", model, "-p", "def fib(n): return", "-n", "20", "--temp", "0", "-o", out, "--gpu", "off"]);
+    let arguments = ["record", model, "-p", "def fib(n): return", "-n", "20", "--temp", "0", "-o", out, "--gpu", "off"];
+    let found = rynd_at(folder.path(), &arguments);
     assert!(found.status.success(), "{found:?}");
     // The last token is sampled and not run.
     assert!(text(&["show", out]).contains("19 generated tokens"));
+    let learned = rynd_at(folder.path(), &["show", model]);
+    assert!(learned.status.success(), "a run on the CPU leaves heat behind: {learned:?}");
     assert!(text(&["replay", out, "--vram", "25%"]).contains("belady"));
 }

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use golden_case::{all_logits, check_as, exact, fixture, furthest, gpu_options, greedy, ids, load, npy, reference};
 use rynd::backend::KvFormat;
-use rynd::engine::{Engine, EngineConfig, ExpertChoice, ExpertOptions, GpuChoice, GpuOptions, Probe};
+use rynd::engine::{Engine, EngineConfig, ExpertChoice, ExpertOptions, GpuChoice, GpuOptions, Probe, RivalProbe};
 use rynd::experts::{Capacity, Named, Policy, Pools, Setup, Speeds, Trace, Window, replay};
 use rynd::gpu::room;
 use rynd::plan::{Op, PAGE_TOKENS, Side};
@@ -211,6 +211,86 @@ fn what_was_learned_is_there_at_the_next_start() {
     let other = EngineConfig { experts: named(&files[0]), ..config.clone() };
     let error = Engine::load(&fixture("models/mixtral/model.gguf"), &other).err().unwrap().to_string();
     assert!(error.contains("another model"), "{error}");
+}
+
+/// What the engine told while whole layers were tried.
+static TOLD: std::sync::Mutex<Vec<String>> = std::sync::Mutex::new(vec![]);
+
+fn remember(line: &str) {
+    TOLD.lock().unwrap().push(line.to_owned());
+}
+
+#[test]
+fn whole_layers_are_tried_once_and_the_ids_are_the_cpus_there_and_back() {
+    let model = "qwen3moe";
+    let start = ids(&reference(model)["prompts"]["long"]["ids"]);
+    let tokens = 80;
+    let expected = greedy(&mut load(model, &exact()), &start, tokens);
+    let fast = RivalProbe { predicted: 0.0, measured: 0.0, fails: false };
+    let slow = RivalProbe { measured: 1e9, ..fast };
+    let unlikely = RivalProbe { predicted: 1e9, ..fast };
+    let failing = RivalProbe { fails: true, ..fast };
+    for (probe, guard, told, holds_slots) in [
+        (fast, true, &["being tried", "took the place"][..], false),
+        (slow, true, &["being tried", "given up"], true),
+        (failing, true, &["being tried", "could not be set up", "a fault was injected"], true),
+        (unlikely, true, &[], true),
+        (fast, false, &[], true),
+    ] {
+        let Some(config) = paged(&[entries(model) / 3], Probe { rival: Some(probe), ..waiting() }) else { return };
+        let experts = ExpertOptions { guard, ..config.experts.clone() };
+        let mut engine = load(model, &EngineConfig { experts, notice: remember, ..config });
+        TOLD.lock().unwrap().clear();
+        assert_eq!(greedy(&mut engine, &start, tokens), expected, "{probe:?}");
+        let lines: Vec<String> = TOLD
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|line| !line.contains("cache stays") && !line.contains("cache was"))
+            .cloned()
+            .collect();
+        assert_eq!(lines.len(), told.len(), "{probe:?}: {lines:?}");
+        lines.iter().zip(told).for_each(|(line, words)| assert!(line.contains(words), "{lines:?}"));
+        let report = engine.expert_report().unwrap();
+        assert_eq!(report.rival.is_some(), guard, "{report}");
+        if guard {
+            let standing = report.rival.unwrap().to_string();
+            assert!(report.to_string().contains(&standing), "{report}");
+            assert_eq!(report.counters.tokens > 60, holds_slots, "the pager counts on: {report}");
+        }
+        assert!(engine.plan().steps.iter().all(|step| step.side == Side::Gpu(0)));
+        // Another prompt, and no second trial.
+        let again = greedy(&mut engine, &start, 20);
+        assert_eq!(again, expected[..20], "{probe:?}");
+    }
+}
+
+/// A profile of this model: what the CPU's routers pick on the long prompt.
+fn profile(model: &str, folder: &Path) -> std::path::PathBuf {
+    let experts = ExpertOptions { heat: Some(folder.to_owned()), ..ExpertOptions::default() };
+    let mut engine = load(model, &EngineConfig { experts, ..exact() });
+    greedy(&mut engine, &ids(&reference(model)["prompts"]["long"]["ids"]), 24);
+    drop(engine);
+    let files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(files.len(), 1, "{files:?}");
+    files[0].clone()
+}
+
+#[test]
+fn pinned_experts_stay_whatever_moves_and_the_ids_are_the_same() {
+    let model = "qwen3moe";
+    let folder = tempfile::tempdir().unwrap();
+    let slots = entries(model) / 3;
+    let Some(config) = paged(&[slots], Probe { churn: true, ..waiting() }) else { return };
+    let file = profile(model, folder.path());
+    let experts = ExpertOptions { profile: Some(file), pin: Some(0.4), ..config.experts.clone() };
+    let config = EngineConfig { experts, ..config };
+    let pinned = load(model, &config).expert_report().unwrap().pinned;
+    assert!(pinned > 0 && pinned <= slots * 2 / 5, "{pinned} of {slots}");
+    let report = check_greedy(model, "all but the pinned move", &config);
+    assert!(report.counters.uploads > 10 * slots as u64, "{report}");
+    assert_eq!(report.pinned, pinned);
+    assert!(report.to_string().contains(&format!("{pinned} pinned")), "{report}");
 }
 
 #[test]

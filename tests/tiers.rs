@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rynd::engine::{Engine, EngineConfig, EngineError, Session, Wanted};
+use rynd::engine::{Engine, EngineConfig, EngineError, ExpertOptions, Session, Wanted};
 use rynd::experts::disk::Fault;
 use rynd::experts::tier::{Ram, Tiers};
 use rynd::gguf::{Gguf, Writer};
@@ -105,6 +105,46 @@ fn greedy_ids_equal_the_reference_for_any_budget() {
             }
         }
     }
+}
+
+#[test]
+fn a_run_without_a_pager_saves_heat_and_the_tier_of_the_next_starts_with_it() {
+    let name = "qwen3moe";
+    let reference = reference(name);
+    let (start, expected) = (ids(&reference["prompts"]["long"]["ids"]), ids(&reference["greedy"]["long"]["ids"]));
+    let folder = tempfile::tempdir().unwrap();
+    let [_, all] = sizes(&Engine::load(&model(name), &config(None)).unwrap());
+    let with = |tiers: Option<Tiers>, heat: Option<PathBuf>| {
+        let experts = ExpertOptions { heat, ..ExpertOptions::default() };
+        Engine::load(&model(name), &EngineConfig { exact: true, experts, ..config(tiers) }).unwrap()
+    };
+    let home = || Some(folder.path().to_owned());
+    let saved = || -> serde_json::Value {
+        let files: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().path()).collect();
+        assert_eq!(files.len(), 1, "{files:?}");
+        serde_json::from_slice(&std::fs::read(&files[0]).unwrap()).unwrap()
+    };
+    let runs = (start.len() + expected.len() - 1) as f64;
+    for (run, budget) in [(1.0, None), (2.0, experts(all / 2))] {
+        let mut engine = with(budget, home());
+        if engine.tier_counters().is_some() {
+            let picks = &saved()["picks"];
+            let known: Vec<bool> = (0..2).map(|layer| picks[layer][0].as_f64().unwrap() > 0.0).collect();
+            let seeded: Vec<bool> = (0..2).map(|layer| engine.tier_worth(layer, 0).unwrap() > 0.0).collect();
+            assert_eq!(seeded, known, "the scores begin where the first run ended");
+        }
+        assert_eq!(greedy(&mut engine, &start, expected.len()).unwrap(), expected);
+        drop(engine);
+        let tokens = saved()["tokens"].as_f64().unwrap();
+        assert!((tokens - run * runs).abs() <= 2.0, "{tokens} tokens after run {run} of {runs}");
+        let used = 4.0;
+        for layer in saved()["picks"].as_array().unwrap() {
+            let picks: f64 = layer.as_array().unwrap().iter().map(|n| n.as_f64().unwrap()).sum();
+            assert!((picks / (used * tokens) - 1.0).abs() < 0.01, "{picks} picks of {tokens} tokens");
+        }
+    }
+    let nothing = with(experts(all / 2), None);
+    assert_eq!(nothing.tier_worth(0, 0), Some(0.0), "no heat is asked for");
 }
 
 #[test]

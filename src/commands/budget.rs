@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::numbers;
 use crate::catalog::Home;
-use crate::engine::{DEFAULT_CONTEXT, EngineConfig};
+use crate::engine::{DEFAULT_CONTEXT, Engine, EngineConfig, GpuChoice, kept_gpu_rates};
 use crate::experts::cost::{self, Context};
 use crate::experts::rates::{self, Rates};
 use crate::experts::rig::{Rig, parse_bytes};
@@ -52,9 +52,7 @@ impl BudgetFlags {
 /// failure to plan is no failure to load.
 pub fn prepare(gguf: &Gguf, config: &mut EngineConfig) {
     let Ok(shape) = Shape::read(&Outline::of(gguf)) else { return };
-    let tokens = config.context.map_or_else(|| shape.context.min(DEFAULT_CONTEXT as u64), |n| n as u64);
-    let kv = if config.exact { 4.0 } else { config.kv.bytes_per_value() };
-    let context = Context { tokens: tokens * config.sessions.max(1) as u64, bytes_per_value: kv };
+    let context = context(&shape, config);
     let machine = rates::ram_bytes().map(Rig::usable_ram);
     let needed = shape.tensor_bytes + cost::cache_bytes(&shape, context) + cost::OWN_BYTES;
     if let (None, Some(usable)) = (&config.tiers, machine)
@@ -66,11 +64,7 @@ pub fn prepare(gguf: &Gguf, config: &mut EngineConfig) {
     if QUIET.load(Ordering::Relaxed) {
         return;
     }
-    let ram = match config.tiers.as_ref().map(|tiers| tiers.ram) {
-        Some(Ram::Total(bytes)) => Some(bytes),
-        Some(Ram::Experts(_)) | None => machine,
-    };
-    let Some(ram) = ram else { return };
+    let Some(ram) = ram(config) else { return };
     let Some(line) = line(gguf, config, &shape, context, ram) else { return };
     // A lost line is no reason to fail.
     let _ = writeln!(std::io::stderr(), "rynd: {line}");
@@ -104,24 +98,80 @@ fn line(gguf: &Gguf, config: &EngineConfig, shape: &Shape, context: Context, ram
     Some(format!("{} ({size}): {place}; {cache}{speed}", shape.name))
 }
 
-/// The speed that the cost model gives with the rates kept for this machine; with a budget they are measured first.
+/// The speed that the cost model gives with the rates kept for this machine; with a budget they are measured first. `None`
+/// where GPUs may take part whose rates are known: then it is told when they are open.
 fn speed(gguf: &Gguf, config: &EngineConfig, shape: &Shape, context: Context, ram: u64) -> Option<String> {
     let home = Home::from_env().ok()?;
+    if config.gpu.choice != GpuChoice::Off && Rates::has_gpus(&home) {
+        return None;
+    }
+    modelled(&rig(&home, gguf, config, ram)?, shape, context)
+}
+
+/// This machine without GPUs, by its kept rates.
+fn rig(home: &Home, gguf: &Gguf, config: &EngineConfig, ram: u64) -> Option<Rig> {
     let threads = config.threads.unwrap_or_else(num_cpus::get_physical).max(1);
     let rates = match config.tiers {
-        Some(_) => Rates::of_this_machine(&home, threads, Some(gguf)).ok()?,
-        None => Rates::load(&home, threads)?,
+        Some(_) => Rates::of_this_machine(home, threads, Some(gguf)).ok()?,
+        None => Rates::load(home, threads)?,
     };
     let disk = rates.disk(gguf.path()).unwrap_or(f64::INFINITY);
-    let rig = Rig::cpu_only("this machine", ram, rates.ram_bytes_per_second, disk);
-    let placed = cost::place(shape, &rig, context);
-    if placed.disk.bytes() > 0 && disk.is_infinite() {
+    Some(Rig::cpu_only("this machine", ram, rates.ram_bytes_per_second, disk))
+}
+
+/// Tokens a second on a rig, from text that wanders to text that stays; `None` where a rate that counts is unknown.
+fn modelled(rig: &Rig, shape: &Shape, context: Context) -> Option<String> {
+    let placed = cost::place(shape, rig, context);
+    if placed.disk.bytes() > 0 && rig.disk_rate.is_infinite() {
         return None;
     }
     let speeds = [cost::WANDERS, cost::STAYS].map(|exponent| {
         let hits = cost::hits(shape, &placed, exponent);
-        let speed = cost::decode(shape, &rig, &placed, context, 0, hits).tokens_per_second;
+        let speed = cost::decode(shape, rig, &placed, context, 0, hits).tokens_per_second;
         if speed < 10.0 { format!("{speed:.1}") } else { format!("{speed:.0}") }
     });
     Some(if speeds[0] == speeds[1] { speeds[0].clone() } else { speeds.join(" to ") })
+}
+
+/// Tells the speed that the cost model gives with the GPUs that were opened, where their rates are kept.
+pub fn tell_speed(engine: &Engine, config: &EngineConfig) {
+    if QUIET.load(Ordering::Relaxed) || !std::io::stderr().is_terminal() {
+        return;
+    }
+    if let Some(speed) = speed_with_gpus(engine, config) {
+        // A lost line is no reason to fail.
+        let _ = writeln!(std::io::stderr(), "rynd: about {speed} tok/s by the measured rates of the GPUs");
+    }
+}
+
+fn speed_with_gpus(engine: &Engine, config: &EngineConfig) -> Option<String> {
+    let home = Home::from_env().ok()?;
+    let shape = Shape::read(&Outline::of(engine.gguf())).ok()?;
+    let mut rig = rig(&home, engine.gguf(), config, ram(config)?)?;
+    let mut unified = false;
+    let gpus = engine.gpus().iter().zip(engine.gpu_shares()).map(|(gpu, share)| {
+        let adapter = gpu.device().report();
+        unified |= adapter.unified_memory;
+        let usable = adapter.memory_bytes.map(Rig::usable_vram);
+        Some((share.budget.or(usable).unwrap_or(share.bytes), kept_gpu_rates(adapter, &home)?))
+    });
+    let gpus: Option<Vec<_>> = gpus.collect();
+    let gpus = gpus.filter(|gpus| !gpus.is_empty())?;
+    rig.set_measured(&gpus, unified && config.gpu.memory.is_none());
+    modelled(&rig, &shape, context(&shape, config))
+}
+
+/// The context that the engine will hold, all sessions together.
+fn context(shape: &Shape, config: &EngineConfig) -> Context {
+    let tokens = config.context.map_or_else(|| shape.context.min(DEFAULT_CONTEXT as u64), |n| n as u64);
+    let kv = if config.exact { 4.0 } else { config.kv.bytes_per_value() };
+    Context { tokens: tokens * config.sessions.max(1) as u64, bytes_per_value: kv }
+}
+
+/// RAM that the model may take.
+fn ram(config: &EngineConfig) -> Option<u64> {
+    match config.tiers.as_ref().map(|tiers| tiers.ram) {
+        Some(Ram::Total(bytes)) => Some(bytes),
+        Some(Ram::Experts(_)) | None => rates::ram_bytes().map(Rig::usable_ram),
+    }
 }

@@ -3,11 +3,13 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::numbers;
-use crate::engine::{AdapterReport, Devices};
+use crate::catalog::Home;
+use crate::engine::{AdapterReport, Devices, kept_gpu_rates, measure_gpu};
+use crate::experts::rates::GpuRates;
 
 /// List the GPUs, and say which of them rynd uses
 ///
@@ -17,12 +19,16 @@ use crate::engine::{AdapterReport, Devices};
 #[command(after_help = "\
 Examples:
   rynd devices
+  rynd devices --measure
   rynd devices --json | jq '.[0].memory_bytes'
 
 Environment:
   RYND_GPU_COPIES     lists every adapter so many times, to try out a split over several
   RYND_GPU_SOFTWARE   lets auto use software renderers")]
 pub struct Arguments {
+    /// Measure the GPUs' memory, bus, arithmetic and latencies, about half a second each, and keep the figures
+    #[arg(long)]
+    measure: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -34,15 +40,27 @@ struct Row<'a> {
     #[serde(flatten)]
     adapter: &'a AdapterReport,
     used_by_auto: bool,
+    /// What was measured of it; kept from one start to the next.
+    rates: Option<GpuRates>,
 }
 
 /// Runs the command.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let devices = Devices::list();
-    let rows: Vec<Row> = devices
-        .reports()
-        .map(|adapter| Row { used_by_auto: adapter.refused.is_none() && adapter.not_by_itself.is_none(), adapter })
-        .collect();
+    let home = Home::from_env();
+    let mut rows = vec![];
+    for adapter in devices.reports() {
+        let rates = match (&home, arguments.measure && adapter.refused.is_none()) {
+            (Ok(home), true) => Some(measure(&devices, adapter, home)?),
+            (Ok(home), false) => kept_gpu_rates(adapter, home),
+            (Err(_), _) => None,
+        };
+        let used_by_auto = adapter.refused.is_none() && adapter.not_by_itself.is_none();
+        rows.push(Row { adapter, used_by_auto, rates });
+    }
+    if let (Err(e), true) = (home, arguments.measure) {
+        return Err(e).context("there is no place to keep what is measured");
+    }
     let mut out = std::io::stdout().lock();
     if arguments.json {
         serde_json::to_writer_pretty(&mut out, &rows)?;
@@ -54,6 +72,13 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     rows.iter().try_for_each(|row| print(&mut out, row))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Measures an adapter anew.
+fn measure(devices: &Devices, adapter: &AdapterReport, home: &Home) -> Result<GpuRates> {
+    let threads = num_cpus::get_physical().max(1);
+    measure_gpu(devices, adapter, home, threads, None)
+        .with_context(|| format!("{} could not be measured", adapter.name))
 }
 
 fn print(out: &mut impl Write, row: &Row) -> Result<()> {
@@ -85,5 +110,8 @@ fn print(out: &mut impl Write, row: &Row) -> Result<()> {
         })
         .collect();
     writeln!(out, "   {}", features.join(", "))?;
+    if let Some(rates) = &row.rates {
+        writeln!(out, "   measured: {rates}")?;
+    }
     Ok(())
 }

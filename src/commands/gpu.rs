@@ -30,6 +30,18 @@ pub struct GpuFlags {
     /// Start with the experts that this file (a profile or a trace) says are picked most [default: what earlier runs learned]
     #[arg(long, value_name = "FILE")]
     experts_profile: Option<PathBuf>,
+    /// Keep the profile's hottest experts in this part of the slots for good, as in --experts-profile code.json
+    /// --experts-pin=30; the other slots follow the text [without PERCENT: 50]
+    #[arg(
+        long,
+        value_name = "PERCENT",
+        requires = "experts_profile",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "50",
+        value_parser = percent
+    )]
+    experts_pin: Option<f64>,
 }
 
 /// Layers on GPUs; `None` is as many as fit.
@@ -63,6 +75,7 @@ impl GpuFlags {
             // Without a home nothing is kept.
             heat: Home::from_env().ok().map(|home| home.cache.join("experts")),
             profile: self.experts_profile.clone(),
+            pin: self.experts_pin,
             ..ExpertOptions::default()
         }
     }
@@ -105,6 +118,14 @@ fn choice(text: &str) -> Result<GpuChoice, String> {
                 None => Ok(GpuChoice::These(indices)),
             }
         }
+    }
+}
+
+/// "30" as 0.3.
+fn percent(text: &str) -> Result<f64, String> {
+    match text.trim_end_matches('%').parse::<f64>() {
+        Ok(percent) if percent > 0.0 && percent <= 100.0 => Ok(percent / 100.0),
+        _ => Err(format!("'{text}' is no percentage above 0 and up to 100")),
     }
 }
 

@@ -11,7 +11,7 @@ use super::budget::{self, BudgetFlags};
 use super::gpu::{self, GpuFlags};
 use super::obtain;
 use crate::backend::KvFormat;
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Home};
 use crate::chat::Template;
 use crate::engine::{Engine, EngineConfig};
 use crate::gguf::Gguf;
@@ -79,6 +79,7 @@ pub fn start(gguf: Gguf, config: &EngineConfig) -> Result<Engine> {
     budget::prepare(&gguf, &mut config);
     let engine = Engine::new(gguf, &config)?;
     gpu::tell(&engine);
+    budget::tell_speed(&engine, &config);
     let trained = engine.plan().context;
     if engine.context() > trained {
         // A lost warning is no reason to fail.
@@ -181,6 +182,8 @@ impl ComputeFlags {
             trace: self.trace.clone(),
             gpu: self.gpu.options(self.exact),
             experts: self.gpu.expert_options(),
+            // Without a home nothing is measured.
+            rates: Home::from_env().ok(),
             notice: gpu::notice,
             ..EngineConfig::default()
         }

@@ -29,6 +29,7 @@ mod numbers;
 mod obtain;
 mod perplexity;
 mod plan;
+mod plan_gpus;
 mod plan_what_if;
 mod pull;
 mod quantize;

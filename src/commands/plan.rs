@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 
 use super::plan_what_if::{self, Row};
-use super::{interrupt, load, numbers};
+use super::{interrupt, load, numbers, plan_gpus};
 use crate::backend::KvFormat;
 use crate::catalog::{Catalog, Net, State, peek};
 use crate::engine::DEFAULT_CONTEXT;
@@ -25,7 +25,8 @@ use crate::gguf::{Gguf, Outline};
 /// Say what of a model goes where on a machine, whether it fits, and how fast it will be
 ///
 /// Reads headers only: of a file, of the first parts of a split one, or over the network for a model that is not here.
-/// Without --rig the machine is this one, with its measured speeds; the other flags change single figures of it.
+/// Without --rig the machine is this one with the GPUs that rynd would use, at their measured speeds; the other flags
+/// change single figures of it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -71,7 +72,7 @@ struct MachineFlags {
     /// A known machine: m3-ultra-256, 4x24g-256-8ch, 4x24g-256-2ch or 1x24g-128
     #[arg(long, value_name = "NAME", value_parser = parse_rig)]
     rig: Option<Rig>,
-    /// Memory of each graphics card; 0 for none
+    /// Memory of each graphics card; 0 for none [default without --rig: the cards that are here]
     #[arg(long, value_name = "SIZES", value_delimiter = ',', value_parser = parse_bytes)]
     vram: Vec<u64>,
     /// RAM that rynd may use
@@ -194,7 +195,8 @@ impl MachineFlags {
                 ));
             }
         }
-        if let Some(bytes) = self.ram {
+        // Memory that a GPU shares was counted as the GPU's.
+        if let (Some(bytes), false) = (self.ram, rig.unified && self.rig.is_none()) {
             rig.ram_bytes = bytes;
         }
         for (given, rate) in [
@@ -229,6 +231,9 @@ impl MachineFlags {
         let mut rig = Rig::cpu_only("this machine", ram, rates.ram_bytes_per_second, disk.unwrap_or(2e9));
         rig.cpu_ops = Some(rates.batch_ops_per_second);
         rig.measured = true;
+        if self.vram.is_empty() {
+            plan_gpus::add(&mut rig, &home, threads, notes)?;
+        }
         Ok(rig)
     }
 }

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use super::gpu_rates::{kept_gpu_rates, measure_gpu};
 use super::hybrid::{ExpertChoice, Rooms, SlotPlan, sizes as cache_sizes};
 use super::{EngineConfig, EngineError};
 use crate::backend::KvFormat;
@@ -181,6 +182,22 @@ impl Outline {
             Side::Gpu(gpu) => {
                 let adapter = &self.adapters[gpu as usize];
                 dispatches(&self.plan, &step.op, adapter.bank_bytes(), context.div_ceil(PAGE_TOKENS))
+            }
+        }
+    }
+
+    /// Measures GPUs that experts will be paged to and that never were, before their memory is full. That it failed is
+    /// told: then only what needs the figures is left out.
+    pub fn measure(&self, config: &EngineConfig) {
+        let (Some(devices), Some(home), Some(_)) = (&self.devices, &config.rates, &self.slots) else { return };
+        for adapter in &self.adapters {
+            if kept_gpu_rates(adapter, home).is_some() {
+                continue;
+            }
+            let (index, name) = (adapter.index, &adapter.name);
+            match measure_gpu(devices, adapter, home, config.threads(), config.gpu.memory) {
+                Ok(rates) => (config.notice)(&format!("GPU {index} ({name}) was measured: {rates}")),
+                Err(e) => (config.notice)(&format!("GPU {index} ({name}) could not be measured: {e}")),
             }
         }
     }

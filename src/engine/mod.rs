@@ -4,29 +4,37 @@
 //! what differs from what a session already holds is computed: `Session::sync` keeps the longest common prefix, so
 //! edits, regenerations and the turns of a chat cost their new tokens only.
 
+mod gpu_rates;
 mod gpus;
+mod heat;
 mod hybrid;
 mod pages;
 mod record;
+mod rival;
 mod session;
 mod split;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
+pub use gpu_rates::{kept_gpu_rates, measure_gpu};
 pub use gpus::{GpuChoice, GpuOptions, GpuShare, Outline};
-pub use hybrid::{CacheReport, ExpertChoice, ExpertOptions, ExpertReport, Probe, SlotPlan};
+pub use hybrid::{CacheReport, ExpertChoice, ExpertOptions, ExpertReport, Probe, RivalProbe, SlotPlan};
 pub use record::{expert_header, header_of, router_key};
 pub use session::{Session, Span, Wanted, advance};
 pub use split::Split;
 
 use self::gpus::Sizes;
+use self::heat::{Known, Watch};
 use self::hybrid::{Hybrid, page_experts};
 use self::pages::Pages;
 use self::record::Recorder;
 use crate::backend::{Backend, BackendError, Env, KvFormat, PickLog, Token};
+use crate::catalog::Home;
 use crate::cpu::{Cpu, CpuConfig, InputSums};
+use crate::experts::Rival;
 use crate::experts::rates;
 use crate::experts::store::Counters as TierCounters;
 use crate::experts::tier::{Tier, TierError, Tiers};
@@ -72,6 +80,8 @@ pub enum EngineError {
     NothingToTrace { file: PathBuf },
     #[error("{file}: {cause}; leave --experts-profile out, or give a profile of this model")]
     Profile { file: PathBuf, cause: String },
+    #[error("the executors were given up and could not be made again; load the model anew")]
+    Unloaded,
     #[error("interrupted")]
     Interrupted,
 }
@@ -109,6 +119,8 @@ pub struct EngineConfig {
     pub trace: Option<PathBuf>,
     pub gpu: GpuOptions,
     pub experts: ExpertOptions,
+    /// Where the rates of the machine and its GPUs are kept; `None` measures none.
+    pub rates: Option<Home>,
     /// Hears when the model moves to the CPU because a GPU could not be used.
     pub notice: fn(&str),
 }
@@ -147,6 +159,7 @@ impl Default for EngineConfig {
             observe_inputs: false,
             gpu: GpuOptions::default(),
             experts: ExpertOptions::default(),
+            rates: None,
             notice: |_| {},
             tiers: None,
             trace: None,
@@ -159,13 +172,15 @@ struct Observers {
     input_sums: Option<Arc<InputSums>>,
     picks: Option<Arc<PickLog>>,
     tier: Option<Arc<Tier>>,
+    heat: Option<Watch>,
 }
 
 /// A loaded model.
 pub struct Engine {
     gguf: Gguf,
     plan: Arc<Plan>,
-    backend: Split,
+    /// `None` after it could not be made again.
+    backend: Option<Split>,
     pages: Pages,
     context: usize,
     batch: usize,
@@ -177,7 +192,13 @@ pub struct Engine {
     epoch: u32,
     input_sums: Option<Arc<InputSums>>,
     tier: Option<Arc<Tier>>,
+    heat: Option<Watch>,
     recorder: Option<Recorder>,
+    /// The comparison of paged experts with whole layers, and what the pager had done when they were tried.
+    rival: Rival,
+    paged: Option<ExpertReport>,
+    /// When the run before began, if every timeline got one token in it.
+    began: Option<Instant>,
 }
 
 impl Engine {
@@ -192,7 +213,7 @@ impl Engine {
             return Err(EngineError::ObservedOnGpu);
         }
         let plan = models::plan(&gguf, &config.rope)?;
-        let (plan, backend, Observers { input_sums, picks, tier }) =
+        let (plan, backend, Observers { input_sums, picks, tier, heat }) =
             match Engine::backend(&gguf, Outline::new(&plan, config), config) {
                 Ok(made) => made,
                 Err(e) if config.gpu.choice == GpuChoice::Auto && e.is_of_gpu() => {
@@ -210,7 +231,7 @@ impl Engine {
         Ok(Engine {
             gguf,
             plan,
-            backend,
+            backend: Some(backend),
             pages: Pages::new(pages),
             context,
             batch,
@@ -221,7 +242,11 @@ impl Engine {
             epoch: 0,
             input_sums,
             tier,
+            heat,
             recorder,
+            rival: Rival::default(),
+            paged: None,
+            began: None,
         })
     }
 
@@ -247,9 +272,12 @@ impl Engine {
         let plan = Arc::clone(&outline.plan);
         let Sizes { batch, pages, kv } = Sizes::new(&plan, config);
         let weights = Weights::new(gguf.clone(), Arc::clone(&plan));
+        outline.measure(config);
         let mut gpus = outline.open(&weights, config)?;
+        let mut known = Known::read(gguf, &plan, config)?;
+        let start = known.as_ref().and_then(|known| known.start.clone());
         let hybrid = match &outline.slots {
-            Some(slots) => Some(page_experts(gguf, slots, &weights, &mut gpus, config)?),
+            Some(slots) => Some(page_experts(slots, &weights, &mut gpus, known.take(), config)?),
             None => None,
         };
         let cpu_config = CpuConfig { threads: config.threads(), batch, pages, kv, exact: config.exact };
@@ -259,6 +287,12 @@ impl Engine {
             Some(tiers) => Tier::open(&weights, tiers, cpu.buffer_bytes() + rates::own_bytes())?.map(Arc::new),
             None => None,
         };
+        if let (Some(tier), Some(start)) = (&tier, &start) {
+            tier.store.seed(start);
+        }
+        if config.experts.profile.is_some() && tier.is_none() && hybrid.is_none() {
+            (config.notice)("--experts-profile is not used: no expert moves here");
+        }
         if let Some(tier) = &tier {
             cpu.set_tier(Arc::clone(tier));
         }
@@ -266,20 +300,23 @@ impl Engine {
         if let Some(sums) = &input_sums {
             cpu.observe(Arc::clone(sums));
         }
+        // Picks that lie on a GPU would have to be read back.
+        let saved = known.and_then(|known| known.saved).filter(|_| gpus.is_empty());
         let mut split = Split::new(Arc::clone(&plan), cpu, gpus);
         if let Some(hybrid) = hybrid {
             split.page_experts(hybrid);
         }
-        let picks = config.trace.as_ref().map(|_| Arc::new(PickLog::new(&plan)));
+        let picks = (config.trace.is_some() || saved.is_some()).then(|| Arc::new(PickLog::new(&plan)));
         if let Some(log) = &picks {
             split.log_picks(Arc::clone(log));
         }
-        Ok((plan, split, Observers { input_sums, picks, tier }))
+        let heat = picks.clone().zip(saved).map(|(log, saved)| Watch::new(log, saved, config.notice));
+        Ok((plan, split, Observers { input_sums, picks, tier, heat }))
     }
 
     /// The GPUs that are in use.
     pub fn gpus(&self) -> &[Gpu] {
-        self.backend.gpus()
+        self.backend.as_ref().map_or(&[][..], Split::gpus)
     }
 
     /// What each GPU holds.
@@ -295,10 +332,19 @@ impl Engine {
             return Err(e);
         }
         (self.config.notice)(&format!("going on with the CPU: {e}"));
-        let outline = Outline::cpu(models::plan(&self.gguf, &self.config.rope)?);
-        let (plan, backend, Observers { input_sums, picks, tier }) =
+        self.rival.fail();
+        self.paged = None;
+        self.replace(Outline::cpu(models::plan(&self.gguf, &self.config.rope)?))
+    }
+
+    /// Other executors; what the old ones cached is gone.
+    fn replace(&mut self, outline: Outline) -> Result<(), EngineError> {
+        // Their memory is needed.
+        (self.backend, self.tier, self.heat) = (None, None, None);
+        let (plan, backend, Observers { input_sums, picks, tier, heat }) =
             Engine::backend(&self.gguf, Ok(outline), &self.config)?;
-        (self.plan, self.backend, self.input_sums, self.tier) = (plan, backend, input_sums, tier);
+        (self.plan, self.backend, self.input_sums, self.tier) = (plan, Some(backend), input_sums, tier);
+        self.heat = heat;
         if let (Some(recorder), Some(picks)) = (&mut self.recorder, picks) {
             recorder.follow(picks);
         }
@@ -308,17 +354,23 @@ impl Engine {
 
     /// What the cache of experts did so far; `None` when experts do not move.
     pub fn expert_report(&self) -> Option<ExpertReport> {
-        self.backend.hybrid().map(Hybrid::report)
+        let paged = self.backend.as_ref().and_then(Split::hybrid).map(Hybrid::report).or(self.paged)?;
+        Some(ExpertReport { rival: self.rival.standing(), ..paged })
     }
 
     /// Times every kernel from now on, or no longer; false where a GPU has no timestamps.
     pub fn time_kernels(&mut self, on: bool) -> bool {
-        self.backend.gpus_mut().iter_mut().all(|gpu| gpu.time_kernels(on))
+        self.backend.iter_mut().flat_map(Split::gpus_mut).all(|gpu| gpu.time_kernels(on))
     }
 
     /// Starts counting anew on all GPUs.
     pub fn reset_counters(&mut self) {
-        self.backend.gpus_mut().iter_mut().for_each(Gpu::reset_counters);
+        self.backend.iter_mut().flat_map(Split::gpus_mut).for_each(Gpu::reset_counters);
+    }
+
+    /// What an expert in the RAM tier is worth, in picks made now; `None` when all weights are computed from the mapping.
+    pub fn tier_worth(&self, layer: usize, expert: usize) -> Option<f64> {
+        self.tier.as_ref().map(|tier| tier.store.worth(layer, expert))
     }
 
     /// What the RAM tier did so far; `None` when all weights are computed from the mapping.
@@ -362,18 +414,22 @@ impl Engine {
         self.record(env)
     }
 
-    /// Appends the run to the trace, if there is one.
+    /// Appends the run to the trace, and to what is known of the experts, if there are such.
     fn record(&mut self, env: &Env) -> Result<(), EngineError> {
+        if let Some(heat) = &mut self.heat {
+            heat.see(env);
+        }
         self.recorder.as_mut().map_or(Ok(()), |recorder| recorder.run(env))
     }
 
     /// As `forward`, without a word in the trace.
     fn compute(&mut self, env: &Env) -> Result<(), EngineError> {
-        self.backend.fit_cache(self.pages.in_use())?;
-        self.backend.run(0..self.plan.steps.len(), env)?;
+        let backend = split(&mut self.backend)?;
+        backend.fit_cache(self.pages.in_use())?;
+        backend.run(0..self.plan.steps.len(), env)?;
         self.logits.resize(env.rows.len() * self.plan.vocab, 0.0);
         if !env.rows.is_empty() {
-            self.backend.read(self.plan.logits, &mut self.logits)?;
+            backend.read(self.plan.logits, &mut self.logits)?;
         }
         Ok(())
     }
@@ -381,8 +437,9 @@ impl Engine {
     /// Runs the whole plan for these tokens and keeps the id of the last row's largest logit.
     fn forward_best(&mut self, env: &Env) -> Result<(), EngineError> {
         let mut best = vec![None; env.rows.len()];
-        self.backend.fit_cache(self.pages.in_use())?;
-        self.backend.run_best(0..self.plan.steps.len(), env, (self.plan.logits, self.plan.vocab), &mut best)?;
+        let backend = split(&mut self.backend)?;
+        backend.fit_cache(self.pages.in_use())?;
+        backend.run_best(0..self.plan.steps.len(), env, (self.plan.logits, self.plan.vocab), &mut best)?;
         self.logits.clear();
         self.best = best.last().copied().flatten();
         self.record(env)
@@ -398,7 +455,7 @@ impl Engine {
     pub fn last_logits(&mut self) -> Result<&mut [f32], EngineError> {
         if self.logits.is_empty() {
             self.logits.resize(self.plan.vocab, 0.0);
-            self.backend.read(self.plan.logits, &mut self.logits)?;
+            split(&mut self.backend)?.read(self.plan.logits, &mut self.logits)?;
         }
         let first = self.logits.len() - self.plan.vocab;
         Ok(&mut self.logits[first..])
@@ -423,11 +480,11 @@ impl Engine {
             ids.iter().enumerate().map(|(pos, &id)| Token { id, seq: 0, pos: pos as u32 }).collect();
         let rows: Vec<u32> = (0..ids.len() as u32).collect();
         let env = Env { tokens: &tokens, rows: &rows, pages: &[&pages] };
-        let mut result = self.backend.fit_cache(self.pages.in_use()).map_err(EngineError::from);
+        let mut result = split(&mut self.backend)?.fit_cache(self.pages.in_use()).map_err(EngineError::from);
         let mut values = vec![];
         let steps = if result.is_ok() { 0..self.plan.steps.len() } else { 0..0 };
         'steps: for at in steps {
-            if let Err(e) = self.backend.run(at..at + 1, &env) {
+            if let Err(e) = split(&mut self.backend)?.run(at..at + 1, &env) {
                 result = Err(e.into());
                 break;
             }
@@ -435,7 +492,7 @@ impl Engine {
             let moved = matches!(self.plan.steps[at].op, Op::Move { .. });
             for slot in self.plan.steps[at].op.writes().into_iter().filter(|_| !moved) {
                 values.resize(ids.len() * self.plan.slot(slot).width, 0.0);
-                if let Err(e) = self.backend.read(slot, &mut values) {
+                if let Err(e) = split(&mut self.backend)?.read(slot, &mut values) {
                     result = Err(e.into());
                     break 'steps;
                 }
@@ -456,4 +513,9 @@ impl Engine {
     fn take_pages(&mut self, n: usize) -> Result<Vec<u32>, EngineError> {
         self.pages.take(n).ok_or(EngineError::NoPages)
     }
+}
+
+/// The executors that are in use.
+fn split(backend: &mut Option<Split>) -> Result<&mut Split, EngineError> {
+    backend.as_mut().ok_or(EngineError::Unloaded)
 }

@@ -97,6 +97,7 @@ impl Session {
         if tokens > engine.context {
             return Err(EngineError::ContextFull { tokens, context: engine.context });
         }
+        engine.before(new.len() == 1, self.ids.len())?;
         // All at once: caches that grow then do so a single time.
         self.reserve(engine, new.len())?;
         let mut done = 0;
@@ -107,7 +108,7 @@ impl Session {
                 Wanted::Last | Wanted::Best if !last => Wanted::None,
                 Wanted::None | Wanted::Last | Wanted::All | Wanted::Best => wanted,
             };
-            let logits = advance(engine, &mut [Span { session: self, ids, wanted }])?;
+            let logits = run(engine, &mut [Span { session: self, ids, wanted }])?;
             done += ids.len();
             if see(done, logits).is_break() && !last {
                 self.give_back(engine);
@@ -158,6 +159,13 @@ impl Session {
 ///
 /// All spans together hold at most `Engine::batch` tokens. If the run fails, no timeline has changed.
 pub fn advance<'e>(engine: &'e mut Engine, spans: &mut [Span]) -> Result<&'e mut [f32], EngineError> {
+    let generated = spans.iter().all(|span| span.ids.len() == 1 && !span.session.ids.is_empty());
+    engine.before(generated, spans.iter().map(|span| span.session.ids.len()).max().unwrap_or(0))?;
+    run(engine, spans)
+}
+
+/// The same, whatever was run before.
+fn run<'e>(engine: &'e mut Engine, spans: &mut [Span]) -> Result<&'e mut [f32], EngineError> {
     let total: usize = spans.iter().map(|span| span.ids.len()).sum();
     if total > engine.batch {
         return Err(EngineError::BatchFull { tokens: total, batch: engine.batch });
@@ -182,12 +190,12 @@ pub fn advance<'e>(engine: &'e mut Engine, spans: &mut [Span]) -> Result<&'e mut
     // Whose logits one span wants are those of all.
     let best = spans.iter().any(|span| span.wanted == Wanted::Best)
         && spans.iter().all(|span| matches!(span.wanted, Wanted::Best | Wanted::None));
-    let run = |engine: &mut Engine, spans: &[Span]| {
+    let compute = |engine: &mut Engine, spans: &[Span]| {
         let pages: Vec<&[u32]> = spans.iter().map(|span| &span.session.pages[..]).collect();
         let env = Env { tokens: &tokens, rows: &rows, pages: &pages };
         if best { engine.forward_best(&env) } else { engine.forward(&env) }
     };
-    if let Err(e) = run(engine, spans) {
+    if let Err(e) = compute(engine, spans) {
         // A lost GPU took the caches with it: without it, all is computed anew.
         if let Err(e) = engine.leave_gpus(e) {
             spans.iter_mut().for_each(|span| span.session.give_back(engine));
@@ -196,7 +204,7 @@ pub fn advance<'e>(engine: &'e mut Engine, spans: &mut [Span]) -> Result<&'e mut
         for span in &mut *spans {
             span.session.refresh(engine)?;
         }
-        run(engine, spans)?;
+        compute(engine, spans)?;
     }
     spans.iter_mut().for_each(|span| span.session.ids.extend_from_slice(span.ids));
     Ok(&mut engine.logits)

@@ -53,6 +53,11 @@ impl Split {
         self.hybrid.as_mut().map_or(Ok(()), |hybrid| hybrid.fit_cache(&mut self.gpus, pages))
     }
 
+    /// What pages experts, if anything does.
+    pub fn hybrid_mut(&mut self) -> Option<&mut Hybrid> {
+        self.hybrid.as_mut()
+    }
+
     /// From now on what the routers pick is copied here.
     pub fn log_picks(&mut self, log: Arc<PickLog>) {
         self.cpu.log_picks(Arc::clone(&log));

@@ -11,7 +11,7 @@ const BLOCK: usize = 4;
 /// Blocks of each arm.
 const BLOCKS: usize = 3;
 /// The cache may be slower by this part before it is switched off: medians of so few tokens differ by chance.
-const TOLERANCE: f64 = 0.03;
+pub(super) const TOLERANCE: f64 = 0.03;
 
 /// What came out.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -96,7 +96,8 @@ impl std::fmt::Display for Verdict {
     }
 }
 
-fn median(values: &[f64]) -> f64 {
+/// The middle value, or the mean of the two in the middle; 0 of none.
+pub(super) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_unstable_by(f64::total_cmp);
     let n = sorted.len();

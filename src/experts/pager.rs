@@ -3,7 +3,7 @@
 //! A slot holds one expert of its pool's class; the pools of a class may lie on several devices, and any of them takes any
 //! expert of the class. `decide` only says what should move: the caller uploads and reports `done` or `failed`, and until
 //! then the expert counts as absent, so nothing ever waits for it. Never evicted are an expert that the step in flight
-//! picked, and one that a submission which has not finished may read (`fence`).
+//! picked, one that a submission which has not finished may read (`fence`), and one that is pinned.
 
 use super::Grid;
 use super::policy::{Budget, Policy, When};
@@ -90,6 +90,7 @@ pub struct Pager {
     policy: Policy,
     scores: Scores,
     places: Vec<Place>, // (layers, experts)
+    pinned: Vec<bool>,  // (layers, experts)
     pools: Vec<Pool>,
     groups: Vec<Group>,
     group_of: Vec<Option<usize>>, // by layer
@@ -117,6 +118,7 @@ impl Pager {
         Pager {
             scores: Scores::new(grid.entries(), policy.half_life),
             places: vec![Place::Absent; grid.entries()],
+            pinned: vec![false; grid.entries()],
             pools: specs.iter().map(|s| Pool { device: s.device, slots: vec![empty; s.slots] }).collect(),
             groups,
             group_of,
@@ -145,6 +147,11 @@ impl Pager {
     /// What happened so far.
     pub fn counters(&self) -> Counters {
         self.counters
+    }
+
+    /// Counts on from where another pager of the same model stopped.
+    pub fn count_on(&mut self, counters: Counters) {
+        self.counters = counters;
     }
 
     /// Where an expert is.
@@ -267,7 +274,7 @@ impl Pager {
             for &pool in &group.pools {
                 for (i, slot) in self.pools[pool].slots.iter().enumerate() {
                     let free = slot.entry == EMPTY;
-                    if slot.fence <= finished && (free || slot.ready) {
+                    if slot.fence <= finished && (free || (slot.ready && !self.pinned[slot.entry as usize])) {
                         let worth = if free { -1.0 } else { self.scores.rank(ranking, slot.entry as usize) };
                         slots.push((worth, pool, i));
                     }
@@ -347,14 +354,37 @@ impl Pager {
         self.places[self.grid.entry(promotion.layer, promotion.expert)] = Place::Absent;
     }
 
-    /// An expert leaves its slot, if it is in one.
-    pub fn evict(&mut self, layer: usize, expert: usize) {
+    /// An expert leaves its slot; false when it is in none, or pinned.
+    pub fn evict(&mut self, layer: usize, expert: usize) -> bool {
         let entry = self.grid.entry(layer, expert);
-        if let Place::Resident { pool, slot } = self.places[entry] {
-            let slot = &mut self.pools[usize::from(pool)].slots[slot as usize];
-            (slot.entry, slot.ready) = (EMPTY, false);
-            self.places[entry] = Place::Absent;
+        match self.places[entry] {
+            Place::Resident { pool, slot } if !self.pinned[entry] => {
+                let slot = &mut self.pools[usize::from(pool)].slots[slot as usize];
+                (slot.entry, slot.ready) = (EMPTY, false);
+                self.places[entry] = Place::Absent;
+                true
+            }
+            Place::Resident { .. } | Place::Coming { .. } | Place::Absent => false,
         }
+    }
+
+    /// Pins the hottest of what lies in slots, or is on its way there, in this part (0 to 1) of the slots of each layout:
+    /// it is never evicted again.
+    pub fn pin_hottest(&mut self, part: f64) {
+        for group in &self.groups {
+            let slots = || group.pools.iter().flat_map(|&pool| &self.pools[pool].slots);
+            let mut held: Vec<usize> =
+                slots().filter(|slot| slot.entry != EMPTY).map(|slot| slot.entry as usize).collect();
+            held.sort_unstable_by(|&a, &b| self.scores.crf(b).total_cmp(&self.scores.crf(a)).then(a.cmp(&b)));
+            held.truncate((part.clamp(0.0, 1.0) * slots().count() as f64) as usize);
+            held.into_iter().for_each(|entry| self.pinned[entry] = true);
+        }
+    }
+
+    /// Pinned experts that are usable in a slot.
+    pub fn pinned(&self) -> usize {
+        let resident = |(place, pinned): (&Place, &bool)| *pinned && matches!(place, Place::Resident { .. });
+        self.places.iter().zip(&self.pinned).filter(|pair| resident(*pair)).count()
     }
 
     /// A submission of this number may read every usable slot of the pool until it has finished.
@@ -375,6 +405,7 @@ impl Pager {
         let slots = slots.min(held.len());
         let worth = |slot: &Slot| match slot.entry {
             EMPTY => f64::NEG_INFINITY,
+            entry if self.pinned[entry as usize] => f64::INFINITY,
             entry => self.scores.rank(self.policy.ranking, entry as usize),
         };
         let usable = |(_, slot): &(usize, &Slot)| slot.ready || slot.entry == EMPTY;
@@ -422,7 +453,8 @@ impl Pager {
                 if slot.entry == EMPTY {
                     return Some((pool, i, f64::NEG_INFINITY));
                 }
-                if !slot.ready || slot.fence > finished || self.scores.in_step(slot.entry as usize) {
+                let entry = slot.entry as usize;
+                if !slot.ready || slot.fence > finished || self.pinned[entry] || self.scores.in_step(entry) {
                     continue;
                 }
                 let worth = self.scores.rank(self.policy.ranking, slot.entry as usize);

@@ -3,7 +3,8 @@
 //! RAM: products of one token with a matrix that no cache holds, by as many threads as will run. Arithmetic: a batch of
 //! tokens with a matrix that stays in the cache. Disk: blocks of an expert's size, read as the disk tier reads them. The
 //! better of two passes counts, in the threads' own time, because whatever else runs only takes away. A file of rates is
-//! only taken for the same instruction set and number of threads; `disk_bytes_per_second` has one entry a device.
+//! only taken for the same instruction set and number of threads; `disk_bytes_per_second` has one entry a device, and
+//! `gpus` one an adapter, which `crate::gpu` measures.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -49,6 +50,32 @@ pub struct GpuRates {
     pub read_back_seconds: f64,
 }
 
+impl GpuRates {
+    /// Whether these can have been measured: a figure that is zero or no number would be divided by.
+    fn is_sound(&self) -> bool {
+        let GpuRates { vram_bytes_per_second, bus_bytes_per_second, batch_ops_per_second, .. } = *self;
+        let figures = [vram_bytes_per_second, bus_bytes_per_second, batch_ops_per_second];
+        let sound = |figure: &f64| figure.is_finite() && *figure > 0.0;
+        figures.iter().chain([&self.dispatch_seconds, &self.read_back_seconds]).all(sound)
+    }
+}
+
+impl std::fmt::Display for GpuRates {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let billions = |figure: f64| figure / 1e9;
+        write!(
+            f,
+            "memory {:.1} GB/s, bus {:.1} GB/s, {:.0} billion operations a second in a batch, {:.1} us a dispatch, \
+             {:.0} us to read back",
+            billions(self.vram_bytes_per_second),
+            billions(self.bus_bytes_per_second),
+            billions(self.batch_ops_per_second),
+            self.dispatch_seconds * 1e6,
+            self.read_back_seconds * 1e6
+        )
+    }
+}
+
 /// The file below rynd's cache.
 const FILE: &str = "rates.json";
 const RAM_BYTES: usize = 384 << 20;
@@ -67,9 +94,43 @@ pub const DISK_THREADS: usize = 4;
 impl Rates {
     /// The rates kept for this number of threads, if they were ever measured with this instruction set.
     pub fn load(home: &Home, threads: usize) -> Option<Rates> {
-        let text = std::fs::read_to_string(home.cache.join(FILE)).ok()?;
-        let all: Vec<Rates> = serde_json::from_str(&text).ok()?;
-        all.into_iter().find(|rates| rates.is_for(threads))
+        Rates::kept(home).into_iter().find(|rates| rates.is_for(threads))
+    }
+
+    /// The rates kept for a GPU, by the key of its adapter; how many threads there were then does not matter.
+    pub fn gpu(home: &Home, key: &str) -> Option<GpuRates> {
+        Rates::kept(home).iter().find_map(|rates| rates.gpus.get(key).copied())
+    }
+
+    /// Whether the rates of any GPU are kept.
+    pub fn has_gpus(home: &Home) -> bool {
+        Rates::kept(home).iter().any(|rates| !rates.gpus.is_empty())
+    }
+
+    /// Keeps what was measured of a GPU, in place of what was known of it. The entry is that of this number of threads,
+    /// whose own rates are measured when there are none.
+    pub fn keep_gpu(home: &Home, threads: usize, key: &str, gpu: GpuRates) {
+        let mut all = Rates::kept(home);
+        for rates in &mut all {
+            rates.gpus.remove(key);
+        }
+        let at = all.iter().position(|rates| rates.is_for(threads)).unwrap_or_else(|| {
+            all.push(Rates::measure(threads));
+            all.len() - 1
+        });
+        all[at].gpus.insert(key.to_owned(), gpu);
+        Rates::write(home, &all);
+    }
+
+    /// All entries of the file. One that is damaged, or of a program that measured other things, holds none: it will be
+    /// written anew.
+    fn kept(home: &Home) -> Vec<Rates> {
+        let text = std::fs::read_to_string(home.cache.join(FILE)).unwrap_or_default();
+        let mut all: Vec<Rates> = serde_json::from_str(&text).unwrap_or_default();
+        let sound = |figure: f64| figure.is_finite() && figure > 0.0;
+        all.retain(|rates| sound(rates.ram_bytes_per_second) && sound(rates.batch_ops_per_second));
+        all.iter_mut().for_each(|rates| rates.gpus.retain(|_, gpu| gpu.is_sound()));
+        all
     }
 
     fn is_for(&self, threads: usize) -> bool {
@@ -78,12 +139,16 @@ impl Rates {
 
     /// Keeps the rates for the next start. Losing them costs a second, so failing to write is no error.
     pub fn save(&self, home: &Home) {
-        let path = home.cache.join(FILE);
-        let old = std::fs::read_to_string(&path).ok().and_then(|text| serde_json::from_str::<Vec<Rates>>(&text).ok());
-        let mut all = old.unwrap_or_default();
+        let mut all = Rates::kept(home);
         all.retain(|rates| rates.threads != self.threads || rates.simd != self.simd);
         all.push(self.clone());
-        let Ok(text) = serde_json::to_string_pretty(&all) else { return };
+        Rates::write(home, &all);
+    }
+
+    /// Writes the file under another name and renames it: a reader finds the old one or the new one.
+    fn write(home: &Home, all: &[Rates]) {
+        let path = home.cache.join(FILE);
+        let Ok(text) = serde_json::to_string_pretty(all) else { return };
         let partial = home.cache.join(format!(".{FILE}.{}.partial", std::process::id()));
         let written = std::fs::create_dir_all(&home.cache)
             .and_then(|()| std::fs::write(&partial, text))
@@ -270,4 +335,74 @@ pub fn own_bytes() -> u64 {
         line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
     };
     VOCABULARY + field("RssAnon:").unwrap_or(super::cost::OWN_BYTES - VOCABULARY)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    fn gpu(vram: f64) -> GpuRates {
+        GpuRates {
+            vram_bytes_per_second: vram,
+            bus_bytes_per_second: 25e9,
+            batch_ops_per_second: 2e13,
+            dispatch_seconds: 3e-6,
+            read_back_seconds: 4e-5,
+        }
+    }
+
+    fn machine(threads: usize) -> Rates {
+        Rates {
+            simd: Kernels::get().level().name().to_owned(),
+            threads,
+            ram_bytes_per_second: 3e10,
+            batch_ops_per_second: 1e12,
+            disk_bytes_per_second: BTreeMap::new(),
+            gpus: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn rates_of_a_gpu_are_kept_once_and_found_with_any_number_of_threads() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::at(folder.path());
+        machine(3).save(&home);
+        machine(5).save(&home);
+        Rates::keep_gpu(&home, 3, "a", gpu(1e12));
+        Rates::keep_gpu(&home, 3, "b", gpu(2e12));
+        assert_eq!(Rates::gpu(&home, "a"), Some(gpu(1e12)));
+        Rates::keep_gpu(&home, 5, "a", gpu(3e12));
+        assert_eq!(Rates::gpu(&home, "a"), Some(gpu(3e12)), "the old figures are gone");
+        let loaded = Rates::load(&home, 3).unwrap();
+        assert_eq!(loaded.gpus.keys().collect::<Vec<_>>(), ["b"]);
+        assert_eq!(Rates::gpu(&home, "c"), None);
+        let files: Vec<_> = std::fs::read_dir(&home.cache).unwrap().map(|f| f.unwrap().file_name()).collect();
+        assert_eq!(files, ["rates.json"], "nothing partial is left");
+    }
+
+    #[test]
+    fn a_file_of_rates_that_is_damaged_or_old_is_written_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::at(folder.path());
+        std::fs::create_dir_all(&home.cache).unwrap();
+        let path = home.cache.join(FILE);
+        machine(2).save(&home);
+        let old = std::fs::read_to_string(&path).unwrap().replace("ram_bytes_per_second", "ram_rate");
+        for text in ["", "{", "[1, 2]", &old] {
+            std::fs::write(&path, text).unwrap();
+            assert_eq!(Rates::load(&home, 2), None, "{text}");
+            assert!(!Rates::has_gpus(&home));
+            machine(2).save(&home);
+            Rates::keep_gpu(&home, 2, "a", gpu(1e12));
+            assert_eq!(Rates::gpu(&home, "a"), Some(gpu(1e12)), "{text}");
+        }
+        // A figure that nobody can have measured is no figure; the rest of the entry stands.
+        let zero = std::fs::read_to_string(&path).unwrap().replace("3e-6", "0.0");
+        assert_ne!(zero, std::fs::read_to_string(&path).unwrap());
+        std::fs::write(&path, zero).unwrap();
+        assert_eq!(Rates::gpu(&home, "a"), None);
+        assert!(Rates::load(&home, 2).is_some());
+    }
 }

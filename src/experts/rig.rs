@@ -3,6 +3,8 @@
 //! Rates are effective ones. Of the peaks that makers print, kernels reach about 65% on graphics memory and 72 to 75%
 //! on RAM; a measured rate needs no such factor. Sizes are bytes; "24G" is 24 times 2^30, as memory is sold.
 
+use super::rates::GpuRates;
+
 /// Memory that rynd may fill with weights, cache and state, and its speeds.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Rig {
@@ -45,6 +47,8 @@ fn usable_ram(bytes: u64) -> u64 {
 
 /// Launches and meetings of one layer, from the hybrid runs of others.
 pub const SYNC_SECONDS: f64 = 95e-6;
+/// Dispatches of one layer of a mixture: 461 of 48 layers, the head counted in, in the Qwen3 30B.
+const DISPATCHES: f64 = 9.6;
 /// Shares of the peak that kernels reach.
 pub const VRAM_SHARE: f64 = 0.65;
 pub const RAM_SHARE: f64 = 0.75;
@@ -134,9 +138,39 @@ impl Rig {
         self.unified = false;
     }
 
+    /// Gives the rig GPUs that were measured: bytes of each that can be used, and its rates. `unified` ones share the
+    /// memory of the CPU, which then is theirs.
+    pub fn set_measured(&mut self, gpus: &[(u64, GpuRates)], unified: bool) {
+        let Some((_, first)) = gpus.first() else { return };
+        self.unified = unified;
+        self.vram_bytes = gpus.iter().map(|(bytes, _)| *bytes).collect();
+        if unified {
+            self.vram_bytes = vec![std::mem::take(&mut self.ram_bytes)];
+        }
+        // What lies on several cards is read from one after the other.
+        let (all, seconds) = gpus.iter().fold((0.0, 0.0), |(all, seconds), (bytes, rates)| {
+            let bytes = (*bytes).max(1) as f64;
+            (all + bytes, seconds + bytes / rates.vram_bytes_per_second)
+        });
+        self.vram_rate = all / seconds;
+        let rates = || gpus.iter().map(|(_, rates)| rates);
+        self.bus_rate = match unified {
+            true => self.vram_rate,
+            false => rates().map(|rates| rates.bus_bytes_per_second).fold(f64::INFINITY, f64::min),
+        };
+        let of_layer = |rates: &GpuRates| DISPATCHES * rates.dispatch_seconds + rates.read_back_seconds;
+        self.sync_seconds = rates().map(of_layer).fold(of_layer(first), f64::max);
+        self.gpu_ops = Some(rates().map(|rates| rates.batch_ops_per_second).sum());
+    }
+
     /// All usable VRAM.
     pub fn vram(&self) -> u64 {
         self.vram_bytes.iter().sum()
+    }
+
+    /// What a card of so many bytes keeps for rynd.
+    pub fn usable_vram(bytes: u64) -> u64 {
+        usable_vram(bytes)
     }
 
     /// Bytes of RAM of which this is the usable part.
@@ -160,5 +194,33 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     match number.trim().parse::<f64>() {
         Ok(n) if n.is_finite() && n >= 0.0 && n * unit as f64 <= 1e18 => Ok((n * unit as f64) as u64),
         _ => Err(format!("'{text}' is no size; write it like 24G, 512M or 1.5T")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gpu(vram: f64, bus: f64) -> GpuRates {
+        GpuRates {
+            vram_bytes_per_second: vram,
+            bus_bytes_per_second: bus,
+            batch_ops_per_second: 1e13,
+            dispatch_seconds: 2e-6,
+            read_back_seconds: 4e-5,
+        }
+    }
+
+    #[test]
+    fn measured_gpus_take_the_place_of_what_is_assumed_of_cards() {
+        let mut rig = Rig::cpu_only("here", 64 << 30, 5e10, 5e9);
+        rig.set_measured(&[(8 << 30, gpu(8e11, 2e10)), (8 << 30, gpu(4e11, 1e10))], false);
+        // Half of the bytes at each rate.
+        assert!((rig.vram_rate - 2.0 / (1.0 / 8e11 + 1.0 / 4e11)).abs() < 1.0, "{rig:?}");
+        assert_eq!((rig.bus_rate, rig.gpu_ops, rig.vram()), (1e10, Some(2e13), 16 << 30));
+        assert!((rig.sync_seconds - 59.2e-6).abs() < 1e-9 && rig.ram_bytes == 64 << 30);
+        let mut shared = Rig::cpu_only("here", 64 << 30, 5e10, 5e9);
+        shared.set_measured(&[(1 << 30, gpu(1e11, 2e10))], true);
+        assert_eq!((shared.vram(), shared.ram_bytes, shared.bus_rate), (64 << 30, 0, 1e11));
     }
 }

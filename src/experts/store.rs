@@ -15,6 +15,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::disk::{ALIGN, Aligned, Disk, DiskError, Extent};
+use super::heat::Heat;
 use super::score::{HALF_LIFE, Scores};
 
 /// Gate, up and down matrix.
@@ -230,6 +231,19 @@ impl Store {
             }
             std::thread::sleep(Duration::from_micros(50));
         }
+    }
+
+    /// Starts the scores where an earlier run's picks would have brought them.
+    pub fn seed(&self, heat: &Heat) {
+        let mut state = lock(&self.inner.state);
+        if heat.picks.iter().map(Vec::len).sum::<usize>() == self.inner.slot_of.len() {
+            heat.seed(&mut state.scores, HALF_LIFE);
+        }
+    }
+
+    /// What an expert is worth: its score, in picks made now.
+    pub fn worth(&self, layer: usize, expert: usize) -> f64 {
+        lock(&self.inner.state).scores.crf(self.inner.first_entry[layer] + expert)
     }
 
     /// The router picked these experts of a layer, for one token.

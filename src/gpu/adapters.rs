@@ -35,6 +35,11 @@ impl AdapterReport {
     pub fn bank_bytes(&self) -> u64 {
         self.max_binding_bytes.min(self.max_buffer_bytes).min(i32::MAX as u64)
     }
+
+    /// What its rates are kept under: a driver that was exchanged is another GPU.
+    pub fn rates_key(&self) -> String {
+        format!("{}; {}; {}", self.name, self.driver, self.api)
+    }
 }
 
 /// All adapters of the machine.

@@ -133,6 +133,26 @@ impl Pool {
         })
     }
 
+    /// Slots of no step: gate and up of (ff, k), down of (k, ff), all of one format. For measuring uploads.
+    pub(super) fn loose(
+        device: &Device,
+        layout: &'static Layout,
+        [ff, k]: [usize; 2],
+        slots: usize,
+    ) -> Result<Pool, GpuError> {
+        let nothing = device.storage("expert slots", 0, "use fewer expert slots")?;
+        let up = Arc::new(Matrix::slots(device, layout, [2 * ff, k], &[slots], &nothing)?);
+        let down = Arc::new(Matrix::slots(device, layout, [k, ff], &[slots], &nothing)?);
+        Ok(Pool {
+            matrices: Mutex::new(Matrices { up, down }),
+            nothing,
+            map: device.storage("expert slot maps", values_bytes(1), "leave layers on the CPU")?,
+            experts: 1,
+            rows_of: HashMap::new(),
+            layouts: [layout, layout],
+        })
+    }
+
     /// Where the step's part of the map starts; `None` when the step is of another pool.
     pub(super) fn map_at(&self, step: usize) -> Option<u32> {
         self.rows_of.get(&step).map(|row| (row * self.experts) as u32)

@@ -17,6 +17,7 @@ mod layout;
 mod matrix;
 mod ops;
 mod pipelines;
+mod rates;
 pub mod room;
 mod run;
 pub mod shaders;
@@ -36,6 +37,7 @@ pub use error::GpuError;
 pub use expert_slots::{ExpertUploader, NO_SLOT, SlotPool, Ticket, expert_slot_bytes};
 pub use layout::Layout;
 pub use ops::refusal;
+pub use rates::measure;
 pub use timer::Times;
 
 use self::expert_slots::Pool;

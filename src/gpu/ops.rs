@@ -19,7 +19,7 @@ pub(super) use attention::{
     Attention, KvBuffers, Part as KvPart, RopeStore, TileSets, dispatches as attention_dispatches, page_bytes,
 };
 pub(super) use best::Best;
-pub(super) use dense::{Embed, Gated, Linear, NormStep, TakeRows};
+pub(super) use dense::{Embed, Gated, Linear, NormStep, Product, TakeRows};
 pub(super) use experts::{BANKS as EXPERT_BANKS, ExpertWeights, Experts, Router};
 
 use super::device::Device;

@@ -20,11 +20,12 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 pub use layout::{Rooms, SlotPlan, Stage};
-pub use options::{CacheReport, ExpertChoice, ExpertOptions, ExpertReport, Probe};
+pub use options::{CacheReport, ExpertChoice, ExpertOptions, ExpertReport, Probe, RivalProbe};
 pub use stages::sizes;
 pub use start::page_experts;
 
 use self::uploads::Uploads;
+use super::heat::save;
 use crate::backend::{Backend, BackendError, ELSEWHERE, Env, PickLog};
 use crate::cpu::Cpu;
 use crate::experts::{Guard, Heat, Pager, Place, Verdict};
@@ -145,6 +146,9 @@ impl Hybrid {
             Some(seed) => hybrid.pager.fill(|entry| 1.0 + (entry as u64 + 1).wrapping_mul(seed | 1) as f64),
             None => hybrid.pager.fill(|entry| scores.crf(entry)),
         };
+        if let (Some(part), Some(_)) = (options.pin, &options.profile) {
+            hybrid.pager.pin_hottest(part);
+        }
         hybrid.send(promotions);
         hybrid.receive(true);
         hybrid.write_maps(gpus)?;
@@ -328,18 +332,33 @@ impl Hybrid {
         Ok(())
     }
 
+    /// The guard's last word, when it has one.
+    pub fn verdict(&self) -> Option<Verdict> {
+        self.verdict
+    }
+
+    /// Goes on where another left off: with its verdict, and with what it counted.
+    pub fn resume(&mut self, report: &ExpertReport) {
+        self.verdict = report.verdict;
+        self.with_cache = !matches!(report.verdict, Some(Verdict::SwitchedOff { .. }));
+        self.failed = report.failed;
+        self.pager.count_on(report.counters);
+    }
+
     /// What was counted so far.
     pub fn report(&self) -> ExpertReport {
         let (filled, slots) = self.pager.filled();
         ExpertReport {
             slots,
             filled,
+            pinned: self.pager.pinned(),
             experts: self.pager.grid().entries(),
             counters: self.pager.counters(),
             failed: self.failed,
             verdict: self.verdict,
             guarded: self.options.guard,
             cache: self.cache_report(),
+            rival: None,
         }
     }
 
@@ -352,18 +371,7 @@ impl Hybrid {
             return;
         }
         heat.merge(|layer, expert| scores.count(grid.entry(layer, expert)), tokens);
-        let mut part = path.as_os_str().to_owned();
-        part.push(".part");
-        let saved = path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| {
-            std::fs::write(&part, heat.encode())?;
-            std::fs::rename(&part, &*path)
-        });
-        if let Err(e) = saved {
-            (self.options.notice)(&format!(
-                "what was learned about the experts could not be saved to {}: {e}",
-                path.display()
-            ));
-        }
+        save(path, heat, self.options.notice);
     }
 }
 

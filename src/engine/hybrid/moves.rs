@@ -9,14 +9,15 @@ use crate::experts::Promotion;
 use crate::gpu::{Gpu, NO_SLOT};
 
 impl Hybrid {
-    /// For tests: everything that is resident leaves, and others come.
+    /// For tests: everything that is resident and not pinned leaves, and others come.
     pub(super) fn churn(&mut self) {
         let grid = self.pager.grid().clone();
         for layer in 0..grid.layers() {
             let residents: Vec<(usize, usize, usize)> = self.pager.residents(layer).collect();
             for (expert, pool, _) in residents {
-                self.pager.evict(layer, expert);
-                self.unmap(self.at[pool].0, layer, expert);
+                if self.pager.evict(layer, expert) {
+                    self.unmap(self.at[pool].0, layer, expert);
+                }
             }
         }
         let seed = self.token.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::{SlotPlan, Stage};
-use crate::experts::{Counters, Policy, Verdict};
+use crate::experts::{Counters, Policy, Standing, Verdict};
 use crate::plan::PAGE_TOKENS;
 
 /// Where experts go when a GPU is used.
@@ -43,6 +43,8 @@ pub struct ExpertOptions {
     pub heat: Option<PathBuf>,
     /// What to start from in place of it; it is only read.
     pub profile: Option<PathBuf>,
+    /// The part of the slots, 0 to 1, that the hottest experts of `profile` keep for good.
+    pub pin: Option<f64>,
     /// Compare with experts on the CPU during the first tokens, and switch the cache off when it loses.
     pub guard: bool,
     pub probe: Probe,
@@ -57,6 +59,7 @@ impl Default for ExpertOptions {
             policy: Policy::default(),
             heat: None,
             profile: None,
+            pin: None,
             guard: true,
             probe: Probe::default(),
             notice: |_| {},
@@ -79,6 +82,17 @@ pub struct Probe {
     pub fail_every: Option<usize>,
     /// The cache grows by so many pages at a time, from as many on.
     pub cache_step: Option<usize>,
+    /// What whole layers take, in place of what is predicted and measured.
+    pub rival: Option<RivalProbe>,
+}
+
+/// Seconds of a token with whole layers.
+#[derive(Clone, Copy, Debug)]
+pub struct RivalProbe {
+    pub predicted: f64,
+    pub measured: f64,
+    /// The executors of whole layers can not be made.
+    pub fails: bool,
 }
 
 /// What the cache of experts did so far.
@@ -86,6 +100,8 @@ pub struct Probe {
 pub struct ExpertReport {
     pub slots: usize,
     pub filled: usize,
+    /// Of them, those that stay for good.
+    pub pinned: usize,
     pub experts: usize,
     pub counters: Counters,
     /// Uploads that failed.
@@ -94,6 +110,8 @@ pub struct ExpertReport {
     pub guarded: bool,
     /// `None` when the whole cache was allocated at load.
     pub cache: Option<CacheReport>,
+    /// How whole layers on GPUs compare.
+    pub rival: Option<Standing>,
 }
 
 /// What the cache of keys and values took from the experts.
@@ -127,7 +145,14 @@ impl CacheReport {
 impl std::fmt::Display for ExpertReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let c = &self.counters;
+        if let Some(standing @ Standing::Won { .. }) = &self.rival {
+            // What the pager held is gone.
+            return write!(f, "{standing}");
+        }
         write!(f, "{} of {} experts on GPUs ({} slots", self.filled, self.experts, self.slots)?;
+        if self.pinned > 0 {
+            write!(f, ", {} pinned", self.pinned)?;
+        }
         if let Some(cache) = &self.cache {
             write!(f, ", {} when all {} tokens of the context are used", cache.least_slots, cache.most_tokens)?;
         }
@@ -145,6 +170,9 @@ impl std::fmt::Display for ExpertReport {
         if let Some(cache) = self.cache.filter(|cache| cache.grew > 0) {
             let CacheReport { tokens, given_up, grew, shrank, .. } = cache;
             write!(f, "; KV has room for {tokens} tokens, {given_up} slots given up (grew {grew}x, shrank {shrank}x)")?;
+        }
+        if let Some(standing) = &self.rival {
+            write!(f, "; {standing}")?;
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytemuck::NoUninit;
 
 use super::{FEW_TOKENS, NONE, RunShape, Setup, bank_bytes, has_tail};
+use crate::gpu::device::Device;
 use crate::gpu::error::GpuError;
 use crate::gpu::kernels::{Kernel, gate as gate_override, tile_overrides};
 use crate::gpu::layout::Layout;
@@ -93,8 +94,19 @@ struct Extras {
     biases: Option<u32>,
 }
 
+/// What a product reads beside its matrix, and where its result goes.
+#[derive(Clone, Copy)]
+struct Ends<'a> {
+    /// Input of few tokens; `norm`: where the weights of its norm lie, and eps, when the kernel norms it.
+    few: Place<'a>,
+    norm: Option<(u32, f32)>,
+    batch: Place<'a>,
+    out: Place<'a>,
+    vectors: &'a wgpu::Buffer,
+}
+
 /// One matrix times the input, into consecutive columns.
-pub(super) struct Product {
+pub(in crate::gpu) struct Product {
     matrix: Arc<Matrix>,
     banks: Vec<BankCalls>,
 }
@@ -181,15 +193,41 @@ impl Product {
         let (slot_view, slot_buffer) = setup.slots.of(x);
         let normed = if input.norm.is_some() { Some(setup.scratch("normed")?) } else { None };
         // The norm's place, for what does not norm by itself.
-        let batch_x = match &normed {
+        let batch = match &normed {
             Some(buffer) => Place { view: View::alone(slot_view.width), buffer },
             None => Place { view: slot_view, buffer: slot_buffer },
         };
-        let few_x = if input.fused.is_some() { Place { view: slot_view, buffer: slot_buffer } } else { batch_x };
+        let few = if input.fused.is_some() { Place { view: slot_view, buffer: slot_buffer } } else { batch };
+        let norm = input.fused.map(|norm| (setup.vectors.norm(norm.weight), norm.eps));
+        let ends = Ends { few, norm, batch, out, vectors: &setup.vectors.buffer };
+        Product::over(setup.device, matrix, &ends, extras, setup.batch)
+    }
+
+    /// A matrix times `x (t, k)`, and nothing else: for measuring. `out (t, rows)`; no norm and no bias is read.
+    pub(in crate::gpu) fn alone(
+        device: &Device,
+        matrix: Arc<Matrix>,
+        [x, vectors, out]: [&wgpu::Buffer; 3],
+        batch: usize,
+    ) -> Result<Product, GpuError> {
+        let x = Place { view: View::alone(matrix.k), buffer: x };
+        let out = Place { view: View::alone(matrix.rows * matrix.experts), buffer: out };
+        let ends = Ends { few: x, norm: None, batch: x, out, vectors };
+        Product::over(device, matrix, &ends, Extras::default(), batch)
+    }
+
+    fn over(
+        device: &Device,
+        matrix: Arc<Matrix>,
+        ends: &Ends,
+        extras: Extras,
+        batch: usize,
+    ) -> Result<Product, GpuError> {
+        let Ends { few: few_x, norm, batch: batch_x, out, vectors } = *ends;
         let outputs_a_row = if extras.gate == 0 { 1 } else { 2 };
         let mut banks = vec![];
         for bank in &matrix.banks {
-            let params = |x: Place, norm: Option<Norm>| LinearParams {
+            let params = |x: Place, norm: Option<(u32, f32)>| LinearParams {
                 units: matrix.units as u32,
                 row_quads: matrix.row_quads(),
                 rows: bank.rows as u32,
@@ -199,42 +237,40 @@ impl Product {
                 out_at: (out.view.at + bank.first_row / outputs_a_row) as u32,
                 out_stride: out.view.stride as u32,
                 bias_at: extras.biases.map_or(NONE, |at| at + bank.first_row as u32),
-                norm_at: norm.map_or(0, |norm| setup.vectors.norm(norm.weight)),
+                norm_at: norm.map_or(0, |(at, _)| at),
                 k: matrix.k as u32,
-                eps: norm.map_or(0.0, |norm| norm.eps),
+                eps: norm.map_or(0.0, |(_, eps)| eps),
             };
-            let rows_a_workgroup = setup.device.rows_per_workgroup(bank.rows);
-            let vectors = &setup.vectors.buffer;
+            let rows_a_workgroup = device.rows_per_workgroup(bank.rows);
             let shared = [("ADD", extras.add.into()), ("GATE", extras.gate)];
-            let mut overrides =
-                vec![("ROWS", rows_a_workgroup), ("NORM", input.fused.is_some().into()), shared[0], shared[1]];
-            let team = setup.device.team();
+            let mut overrides = vec![("ROWS", rows_a_workgroup), ("NORM", norm.is_some().into()), shared[0], shared[1]];
+            let team = device.team();
             let kernel = match int8_blocks(&matrix) {
-                Some(blocks) if setup.device.rounds_to_int8() => {
+                Some(blocks) if device.rounds_to_int8() => {
                     overrides.push(("BLOCKS", blocks));
                     Kernel::MatvecInt8(matrix.format, team)
                 }
                 _ => Kernel::Matvec(matrix.format, team),
             };
             let buffers = [&bank.buffer, few_x.buffer, vectors, out.buffer];
-            let few = setup.device.call(kernel, &overrides, &buffers, params(few_x, input.fused))?;
+            let few = device.call(kernel, &overrides, &buffers, params(few_x, norm))?;
             let mut tiles = vec![];
             for tokens in [FEW_TOKENS + 1, usize::MAX] {
-                if setup.batch <= FEW_TOKENS || (tokens == usize::MAX && setup.batch <= 16) {
+                if batch <= FEW_TOKENS || (tokens == usize::MAX && batch <= 16) {
                     continue;
                 }
                 let (tile, mut overrides) = tile_overrides(tokens);
                 overrides.extend(shared);
                 let buffers = [&bank.buffer, batch_x.buffer, vectors, out.buffer];
                 let kernel = Kernel::Matmul(matrix.format);
-                tiles.push((tile, setup.device.call(kernel, &overrides, &buffers, params(batch_x, None))?));
+                tiles.push((tile, device.call(kernel, &overrides, &buffers, params(batch_x, None))?));
             }
             banks.push(BankCalls { rows_a_workgroup: rows_a_workgroup as usize, few, tiles });
         }
         Ok(Product { matrix, banks })
     }
 
-    fn record(&self, recorder: &mut Recorder, tokens: usize) {
+    pub(in crate::gpu) fn record(&self, recorder: &mut Recorder, tokens: usize) {
         for (i, (calls, bank)) in self.banks.iter().zip(&self.matrix.banks).enumerate() {
             let bytes = bank_bytes(&self.matrix, i);
             if tokens <= FEW_TOKENS {
