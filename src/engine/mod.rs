@@ -246,10 +246,6 @@ impl Engine {
         let Sizes { batch, pages, kv } = Sizes::new(&plan, config);
         let weights = Weights::new(gguf.clone(), Arc::clone(&plan));
         let mut gpus = outline.open(&weights, config)?;
-        let hybrid = match &outline.slots {
-            Some(slots) => Some(page_experts(gguf, slots, &weights, &mut gpus, config)?),
-            None => None,
-        };
         let cpu_config = CpuConfig { threads: config.threads(), batch, pages, kv, exact: config.exact };
         let mut cpu = Cpu::new(weights.clone(), &cpu_config)?;
         let tier = match &config.tiers {
@@ -260,6 +256,10 @@ impl Engine {
         if let Some(tier) = &tier {
             cpu.set_tier(Arc::clone(tier));
         }
+        let hybrid = match &outline.slots {
+            Some(slots) => Some(page_experts(gguf, slots, &weights, &mut gpus, tier.as_ref(), config)?),
+            None => None,
+        };
         let input_sums = config.observe_inputs.then(|| Arc::new(InputSums::new(&plan)));
         if let Some(sums) = &input_sums {
             cpu.observe(Arc::clone(sums));

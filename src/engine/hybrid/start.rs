@@ -1,9 +1,11 @@
 //! What the pager knows when a model is loaded: the profile that the user names, or what earlier runs left behind.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::{ExpertChoice, ExpertOptions, Hybrid, SlotPlan};
 use crate::engine::{EngineConfig, EngineError, router_key};
+use crate::experts::tier::Tier;
 use crate::experts::{Grid, Heat, Trace};
 use crate::gguf::Gguf;
 use crate::gpu::Gpu;
@@ -15,6 +17,7 @@ pub fn page_experts(
     slots: &SlotPlan,
     weights: &Weights,
     gpus: &mut [Gpu],
+    tier: Option<&Arc<Tier>>,
     config: &EngineConfig,
 ) -> Result<Hybrid, EngineError> {
     let guard = config.experts.guard && config.experts.choice != ExpertChoice::Always;
@@ -25,7 +28,7 @@ pub fn page_experts(
         Some(path) => Some(profile(path.clone(), &key, &slots.grid)?),
         None => saved.as_ref().map(|(_, heat)| heat.clone()),
     };
-    Ok(Hybrid::new(slots, weights, gpus, &options, saved, start.as_ref())?)
+    Ok(Hybrid::new(slots, weights, gpus, tier, &options, saved, start.as_ref())?)
 }
 
 /// A profile that the user names must be right.
