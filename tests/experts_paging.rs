@@ -8,11 +8,21 @@
 mod golden_case;
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use golden_case::{all_logits, check_as, exact, fixture, furthest, gpu_options, greedy, ids, load, npy, reference};
+use golden_case::{
+    all_logits, argmax, check_as, exact, experts_last, fixture, furthest, gpu_options, greedy, ids, load, npy,
+    reference,
+};
 use rynd::backend::KvFormat;
-use rynd::engine::{Engine, EngineConfig, ExpertChoice, ExpertOptions, GpuChoice, GpuOptions, Probe, RivalProbe};
+use rynd::engine::{
+    Engine, EngineConfig, ExpertChoice, ExpertOptions, GpuChoice, GpuOptions, Probe, RivalProbe, Session,
+};
+use rynd::experts::disk::Fault;
+use rynd::experts::tier::{Ram, Tiers};
 use rynd::experts::{Capacity, Named, Policy, Pools, Setup, Speeds, Trace, Window, replay};
+use rynd::gguf::Gguf;
 use rynd::gpu::room;
 use rynd::plan::{Op, PAGE_TOKENS, Side};
 
@@ -109,6 +119,130 @@ fn uploads_that_fail_leave_experts_where_they_were() {
         let report = check_greedy("qwen3moe", "uploads fail", &config);
         assert!(report.failed > 0, "{report}");
         assert_eq!(report.filled > 0, fail_every > 1, "what arrived is used: {report}");
+    }
+}
+
+/// Bytes of all experts.
+fn expert_bytes(model: &str) -> u64 {
+    let engine = load(model, &exact());
+    let plan = engine.plan();
+    let bytes = |op: &Op| match op {
+        Op::Experts { gate, up, down, .. } => {
+            let one: usize = [gate, up, down].iter().map(|id| plan.weight(**id).expert_bytes()).sum();
+            (plan.weight(*gate).experts * one) as u64
+        }
+        _ => 0,
+    };
+    plan.steps.iter().map(|step| bytes(&step.op)).sum()
+}
+
+/// A RAM tier of these bytes; a read fails as `fails` says of the attempt (0 or 1) and the number of reads so far.
+fn tier(bytes: u64, fails: impl Fn(u32, u64) -> bool + Send + Sync + 'static) -> Option<Tiers> {
+    let count = AtomicU64::new(0);
+    let fault = move |_: &Path, _: u64, attempt: u32| {
+        fails(attempt, count.fetch_add(1, Ordering::SeqCst)).then(|| std::io::Error::other("the test's fault"))
+    };
+    Some(Tiers { ram: Ram::Experts(bytes), lock: false, fault: Some(Fault(Arc::new(fault))) })
+}
+
+/// Whether this is a thread that uploads.
+fn uploads() -> bool {
+    std::thread::current().name() == Some("rynd-uploads")
+}
+
+#[test]
+fn three_tiers_that_move_and_fail_at_once_give_the_same_ids() {
+    for model in ["qwen3moe", "mixtral"] {
+        let (all, bytes) = (entries(model), expert_bytes(model));
+        for (part, ram, fail_every) in [(4, 0, None), (4, bytes / 4, Some(3)), (2, 0, Some(5)), (2, bytes / 2, None)] {
+            for wait in [true, false] {
+                let probe = Probe { churn: true, wait, fail_every, ..Probe::default() };
+                let Some(config) = paged(&[all / part], probe) else { return };
+                // Each third first attempt fails, on all threads.
+                let tiers = tier(ram, |attempt, read| attempt == 0 && read % 3 == 0);
+                let config = EngineConfig { tiers, ..config };
+                let what = format!("1/{part} of the experts have slots, {ram} bytes of RAM, waiting: {wait}");
+                let report = check_greedy(model, &what, &config);
+                assert!(report.counters.uploads > 0, "{report}");
+                assert_eq!(report.failed > 0, fail_every.is_some(), "{report}");
+            }
+        }
+    }
+}
+
+#[test]
+fn two_devices_over_a_small_tier_give_the_same_ids() {
+    let (all, bytes) = (entries("qwen3moe"), expert_bytes("qwen3moe"));
+    let Some(config) = paged(&[all / 4, all / 4], Probe { churn: true, ..waiting() }) else { return };
+    check_greedy("qwen3moe", "two devices", &EngineConfig { tiers: tier(bytes / 4, |_, _| false), ..config });
+}
+
+#[test]
+fn an_upload_that_can_not_be_read_leaves_the_expert_to_the_cpu() {
+    let (all, bytes) = (entries("qwen3moe"), expert_bytes("qwen3moe"));
+    let Some(config) = paged(&[all / 2], Probe { churn: true, ..waiting() }) else { return };
+    let config = EngineConfig { tiers: tier(bytes / 4, |_, _| uploads()), ..config };
+    let report = check_greedy("qwen3moe", "uploads can not read", &config);
+    // What lies in RAM needs no read.
+    assert!(report.failed > 0 && report.counters.uploads > 0, "{report}");
+}
+
+#[test]
+fn experts_in_vram_give_their_place_in_ram_away() {
+    let (all, bytes) = (entries("qwen3moe"), expert_bytes("qwen3moe"));
+    let Some(config) = paged(&[all / 2], waiting()) else { return };
+    let config = EngineConfig { tiers: tier(bytes / 2, |_, _| false), ..config };
+    let start = ids(&reference("qwen3moe")["prompts"]["long"]["ids"]);
+    let mut engine = load("qwen3moe", &config);
+    greedy(&mut engine, &start, 64);
+    let before = engine.tier_counters().unwrap();
+    greedy(&mut engine, &start, 64);
+    let after = engine.tier_counters().unwrap();
+    let report = engine.expert_report().unwrap();
+    assert_eq!(report.filled, all / 2, "{report}");
+    // Half and half hold all: only what leaves VRAM is read again.
+    let read = after.read - before.read;
+    println!("{read} of {} read, {report}", after.wanted - before.wanted);
+    assert!(10 * read < after.wanted - before.wanted, "{read} reads, {report}");
+}
+
+#[test]
+fn a_file_that_shrinks_under_uploads_is_an_error_or_computed_elsewhere() {
+    let model = "qwen3moe";
+    let (all, bytes) = (entries(model), expert_bytes(model));
+    let start = ids(&reference(model)["prompts"]["long"]["ids"]);
+    let expected = ids(&reference(model)["greedy"]["long"]["ids"]);
+    for ram in [0, bytes / 2, bytes - 1] {
+        let Some(config) = paged(&[all / 2], Probe { churn: true, ..waiting() }) else { return };
+        let config = EngineConfig { tiers: tier(ram, |_, _| false), ..config };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("shrinking.gguf");
+        experts_last(&fixture(&format!("models/{model}/model.gguf")), &path);
+        let mut engine = Engine::load(&path, &config).unwrap();
+        assert_eq!(greedy(&mut engine, &start, expected.len()), expected);
+        let gguf = Gguf::open(&path).unwrap();
+        let experts = gguf.tensors().iter().find(|t| t.name.contains("_exps")).unwrap().offset as u64;
+        let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(experts.next_multiple_of(4096)).unwrap();
+        let failed = engine.expert_report().unwrap().failed;
+        let mut session = Session::new();
+        let mut timeline = start.clone();
+        let mut error = None;
+        for _ in 0..expected.len() {
+            match session.sync(&mut engine, &timeline) {
+                Ok(logits) => timeline.push(argmax(logits)),
+                Err(e) => {
+                    error = Some(e.to_string());
+                    break;
+                }
+            }
+        }
+        session.clear(&mut engine);
+        assert!(expected.starts_with(&timeline[start.len()..]), "what was computed is right");
+        let failed = engine.expert_report().unwrap().failed - failed;
+        println!("{ram} bytes: {failed} uploads failed, then {error:?}");
+        let error = error.unwrap_or_default();
+        assert!(error.contains("shrinking.gguf") && error.contains("has become shorter"), "{error}");
     }
 }
 

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod golden_case;
+
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,9 +11,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rynd::engine::{Engine, EngineConfig, EngineError, ExpertOptions, Session, Wanted};
 use rynd::experts::disk::Fault;
-use rynd::experts::tier::{Ram, Tiers};
-use rynd::gguf::{Gguf, Writer};
+use rynd::experts::store::PastSlots;
+use rynd::experts::tier::{Ram, Tier, Tiers};
+use rynd::gguf::Gguf;
+use rynd::models::RopeOverride;
 use rynd::plan::Op;
+use rynd::weights::Weights;
 use serde_json::Value;
 
 fn fixture(path: &str) -> PathBuf {
@@ -230,18 +235,6 @@ fn a_read_that_fails_twice_ends_the_run_and_not_the_engine() {
     }
 }
 
-/// The model with its experts at the end of the file.
-fn with_experts_last(name: &str, out: &Path) {
-    let gguf = Gguf::open(&model(name)).unwrap();
-    let mut writer = Writer::create(out).unwrap();
-    gguf.metadata().for_each(|(key, value)| writer.set(key, value.clone()).unwrap());
-    let (experts, dense): (Vec<_>, Vec<_>) = gguf.tensors().iter().partition(|t| t.name.contains("_exps"));
-    let tensors: Vec<_> = dense.into_iter().chain(experts).collect();
-    tensors.iter().for_each(|t| writer.declare(&t.name, t.format, &t.shape).unwrap());
-    tensors.iter().for_each(|t| writer.write_tensor(&t.name, gguf.bytes(t)).unwrap());
-    writer.finish().unwrap();
-}
-
 #[test]
 fn a_file_that_shrinks_is_an_error_that_names_it() {
     let reference = reference("qwen3moe");
@@ -249,7 +242,7 @@ fn a_file_that_shrinks_is_an_error_that_names_it() {
     let expected = ids(&reference["greedy"]["long"]["ids"]);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("shrinking.gguf");
-    with_experts_last("qwen3moe", &path);
+    golden_case::experts_last(&model("qwen3moe"), &path);
     let mut engine = Engine::load(&path, &EngineConfig { exact: true, ..config(experts(0)) }).unwrap();
     assert_eq!(greedy(&mut engine, &prompt, expected.len()).unwrap(), expected);
     let experts_start = Gguf::open(&path).unwrap();
@@ -269,4 +262,58 @@ fn a_budget_below_what_every_token_needs_is_refused_with_the_sum() {
     for words in ["--ram 1048576 bytes are too few", "larger --ram", "smaller -c"] {
         assert!(error.contains(words), "'{words}' is not in: {error}");
     }
+}
+
+/// A tier over the fixture with this many slots.
+fn tier_of(name: &str, slots: u64, fault: Option<Fault>) -> Tier {
+    let gguf = Gguf::open(&model(name)).unwrap();
+    let plan = rynd::models::plan(&gguf, &RopeOverride::default()).unwrap();
+    let one: usize = plan.weights.iter().filter(|w| w.experts > 1).take(3).map(|w| w.expert_bytes()).sum();
+    let config = Tiers { ram: Ram::Experts(slots * one as u64), lock: false, fault };
+    let tier = Tier::open(&Weights::new(gguf, Arc::new(plan)), &config, 0).unwrap().unwrap();
+    assert_eq!(tier.store.counters().slots, slots);
+    tier
+}
+
+/// Picks experts of layer 0 one after the other, and waits until they are there.
+fn use_experts(tier: &Tier, ids: impl Iterator<Item = usize>) {
+    for id in ids {
+        let one = || std::iter::once(id);
+        tier.store.picked(0, one());
+        assert_eq!(tier.store.want(0, one(), true), 1);
+        // SAFETY: pinned by `want`.
+        (0..3).for_each(|part| assert!(unsafe { tier.store.part(0, id, part, false) }.is_some()));
+        tier.store.release(0, one());
+    }
+}
+
+#[test]
+fn an_expert_in_a_faster_tier_is_the_first_to_lose_its_slot_unless_it_is_lent() {
+    let tier = tier_of("qwen3moe", 4, None);
+    let here = || (0..16).filter(|id| tier.store.is_ready(0, *id)).collect::<Vec<_>>();
+    use_experts(&tier, [0, 1, 2, 3, 0, 0, 0].into_iter());
+    assert_eq!(here(), [0, 1, 2, 3]);
+    tier.store.set_away(0, 0, true);
+    use_experts(&tier, 4..5);
+    assert_eq!(here(), [1, 2, 3, 4], "the most picked one was elsewhere too");
+    // Picked as often as the newest, and back: worth more than the others again.
+    use_experts(&tier, 0..1);
+    tier.store.set_away(0, 0, false);
+    use_experts(&tier, 5..6);
+    assert!(here().contains(&0), "{:?}", here());
+    // One that is being copied keeps its slot, whatever it is worth.
+    tier.store.set_away(0, 0, true);
+    let loan = tier.store.lend(0, 0).unwrap();
+    let kept = loan.parts().map(<[u8]>::to_vec);
+    use_experts(&tier, 6..12);
+    assert!(here().contains(&0), "{:?}", here());
+    assert_eq!(loan.parts().map(<[u8]>::to_vec), kept);
+    drop(loan);
+    use_experts(&tier, 12..13);
+    assert!(!here().contains(&0), "{:?}", here());
+    // From disk the same bytes come.
+    assert!(tier.store.lend(0, 0).is_none());
+    let mut past = PastSlots::default();
+    tier.store.read_past(0, 0, &mut past).unwrap();
+    assert_eq!(past.parts().map(<[u8]>::to_vec), kept);
 }

@@ -276,10 +276,6 @@ impl Engine {
         let mut gpus = outline.open(&weights, config)?;
         let mut known = Known::read(gguf, &plan, config)?;
         let start = known.as_ref().and_then(|known| known.start.clone());
-        let hybrid = match &outline.slots {
-            Some(slots) => Some(page_experts(slots, &weights, &mut gpus, known.take(), config)?),
-            None => None,
-        };
         let cpu_config = CpuConfig { threads: config.threads(), batch, pages, kv, exact: config.exact };
         let mut cpu = Cpu::new(weights.clone(), &cpu_config)?;
         let tier = match &config.tiers {
@@ -290,11 +286,15 @@ impl Engine {
         if let (Some(tier), Some(start)) = (&tier, &start) {
             tier.store.seed(start);
         }
-        if config.experts.profile.is_some() && tier.is_none() && hybrid.is_none() {
-            (config.notice)("--experts-profile is not used: no expert moves here");
-        }
         if let Some(tier) = &tier {
             cpu.set_tier(Arc::clone(tier));
+        }
+        let hybrid = match &outline.slots {
+            Some(slots) => Some(page_experts(slots, &weights, &mut gpus, tier.as_ref(), known.take(), config)?),
+            None => None,
+        };
+        if config.experts.profile.is_some() && tier.is_none() && hybrid.is_none() {
+            (config.notice)("--experts-profile is not used: no expert moves here");
         }
         let input_sums = config.observe_inputs.then(|| Arc::new(InputSums::new(&plan)));
         if let Some(sums) = &input_sums {

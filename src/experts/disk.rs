@@ -52,6 +52,8 @@ pub enum DiskError {
     Read { file: PathBuf, offset: u64, bytes: usize, cause: Arc<io::Error> },
     #[error("{}: can not open the file: {cause}; check the path and its permissions", .file.display())]
     Open { file: PathBuf, cause: Arc<io::Error> },
+    #[error("{bytes} bytes to read an expert into were refused by the system; use a smaller --ram")]
+    OutOfMemory { bytes: usize },
     #[error("the model is not in a file, so its experts can not be read from disk; leave out --ram")]
     NoFile,
 }

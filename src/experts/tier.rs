@@ -2,6 +2,9 @@
 //!
 //! Everything that each token reads stays mapped and is asked for at once; so do cache and buffers count. What is left of
 //! the budget becomes slots. A budget that holds all experts needs no slots: the mapping is then as good.
+//!
+//! The cache is counted in full for the whole context, though its pages come from the system only as it fills: the number of
+//! slots is fixed at the start, and a budget must hold at the end of a session too. A smaller context buys more slots.
 
 use super::disk::{Disk, DiskError, Extent, Fault};
 use super::rates::DISK_THREADS;

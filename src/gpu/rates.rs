@@ -62,12 +62,17 @@ pub fn measure(device: &Device) -> Result<GpuRates, GpuError> {
     // Bytes without meaning are as fast as any, but zeros may be faster.
     device.queue().write_buffer(&bench.pattern, 0, &[0x11; PATTERN_BYTES as usize]);
     Ok(GpuRates {
-        vram_bytes_per_second: bench.vram()?,
-        batch_ops_per_second: bench.batch()?,
-        bus_bytes_per_second: bench.bus()?,
-        dispatch_seconds: bench.dispatch()?,
-        read_back_seconds: bench.read_back()?,
+        vram_bytes_per_second: significant(bench.vram()?),
+        batch_ops_per_second: significant(bench.batch()?),
+        bus_bytes_per_second: significant(bench.bus()?),
+        dispatch_seconds: significant(bench.dispatch()?),
+        read_back_seconds: significant(bench.read_back()?),
     })
+}
+
+/// The figure to four digits: more would be noise, and so few come back from a file as they went.
+fn significant(figure: f64) -> f64 {
+    format!("{figure:.3e}").parse().unwrap_or(figure)
 }
 
 const PATTERN_BYTES: u64 = 1 << 20;

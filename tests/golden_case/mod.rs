@@ -5,9 +5,10 @@
 pub mod wide;
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rynd::engine::{Devices, Engine, EngineConfig, GpuChoice, GpuOptions, Session, Wanted};
+use rynd::gguf::{Gguf, Writer};
 use rynd::plan::Op;
 use serde_json::Value;
 
@@ -44,6 +45,18 @@ pub fn model(name: &str) -> PathBuf {
 
 pub fn load(name: &str, config: &EngineConfig) -> Engine {
     Engine::load(&model(name), config).unwrap()
+}
+
+/// Writes a model with its experts at the end of the file.
+pub fn experts_last(model: &Path, out: &Path) {
+    let gguf = Gguf::open(model).unwrap();
+    let mut writer = Writer::create(out).unwrap();
+    gguf.metadata().for_each(|(key, value)| writer.set(key, value.clone()).unwrap());
+    let (experts, dense): (Vec<_>, Vec<_>) = gguf.tensors().iter().partition(|t| t.name.contains("_exps"));
+    let tensors: Vec<_> = dense.into_iter().chain(experts).collect();
+    tensors.iter().for_each(|t| writer.declare(&t.name, t.format, &t.shape).unwrap());
+    tensors.iter().for_each(|t| writer.write_tensor(&t.name, gguf.bytes(t)).unwrap());
+    writer.finish().unwrap();
 }
 
 /// Logits of every position: (positions, vocab).

@@ -17,6 +17,7 @@ mod uploads;
 
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 pub use layout::{Rooms, SlotPlan, Stage};
@@ -28,6 +29,7 @@ use self::uploads::Uploads;
 use super::heat::save;
 use crate::backend::{Backend, BackendError, ELSEWHERE, Env, PickLog};
 use crate::cpu::Cpu;
+use crate::experts::tier::Tier;
 use crate::experts::{Guard, Heat, Pager, Place, Verdict};
 use crate::gpu::{Gpu, NO_SLOT};
 use crate::plan::{Op, Plan, Slot, WeightId};
@@ -63,6 +65,8 @@ pub struct Hybrid {
     held: Vec<Vec<usize>>,      // (GPUs, layers): experts in the map
     stale: Vec<(usize, usize)>, // (GPU, layer) whose map is to be written
     uploads: Vec<Uploads>,
+    /// Where the CPU's experts lie, when they are not computed from the mapping.
+    tier: Option<Arc<Tier>>,
     options: ExpertOptions,
     guard: Guard,
     /// The guard's last word, when it has one.
@@ -93,6 +97,7 @@ impl Hybrid {
         slots: &SlotPlan,
         weights: &Weights,
         gpus: &mut [Gpu],
+        tier: Option<&Arc<Tier>>,
         options: &ExpertOptions,
         heat: Option<(PathBuf, Heat)>,
         start: Option<&Heat>,
@@ -107,7 +112,7 @@ impl Hybrid {
             .iter()
             .map(|gpu| {
                 let uploader = gpu.expert_uploader(IN_FLIGHT)?;
-                Uploads::start(uploader, weights.clone(), options.probe.fail_every)
+                Uploads::start(uploader, weights.clone(), tier.cloned(), options.probe.fail_every)
             })
             .collect::<Result<_, BackendError>>()?;
         let (count, experts) = (slots.layers.len(), slots.grid.experts);
@@ -119,6 +124,7 @@ impl Hybrid {
             held: vec![vec![0; count]; gpus.len()],
             stale: vec![],
             uploads,
+            tier: tier.cloned(),
             options: options.clone(),
             guard: Guard::new(),
             verdict: None,
@@ -199,6 +205,7 @@ impl Hybrid {
         self.with_cache = self.guard.wants_cache();
         if self.guard.verdict() != Verdict::Undecided {
             self.verdict = Some(self.guard.verdict());
+            self.settle_tiers();
             (self.options.notice)(&self.guard.verdict().to_string());
         }
     }

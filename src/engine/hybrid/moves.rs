@@ -1,11 +1,15 @@
 //! Experts on their way: what the pager asks for goes to the threads, what arrives goes into the maps.
 //!
+//! With a RAM tier the tiers are exclusive: what arrives is the first to lose its slot there, what leaves has its worth again.
+//! Not so while the guard compares: experts on the CPU would then have to be read from disk because of the very cache they are
+//! compared with.
+//!
 //! A map changes between runs only. An expert leaves it before its slot is given away, and enters it when its copy is done.
 
 use super::uploads::{Job, Uploads};
 use super::{Hybrid, Layer};
 use crate::backend::BackendError;
-use crate::experts::Promotion;
+use crate::experts::{Promotion, Verdict};
 use crate::gpu::{Gpu, NO_SLOT};
 
 impl Hybrid {
@@ -68,6 +72,9 @@ impl Hybrid {
         self.maps[gpu][layer][expert] = slot as u32;
         self.held[gpu][layer] += 1;
         self.stale.push((gpu, layer));
+        if self.is_exclusive() {
+            self.set_away(layer, expert, true);
+        }
     }
 
     pub(super) fn unmap(&mut self, gpu: usize, layer: usize, expert: usize) {
@@ -76,6 +83,33 @@ impl Hybrid {
             *slot = NO_SLOT;
             self.held[gpu][layer] -= 1;
             self.stale.push((gpu, layer));
+            self.set_away(layer, expert, false);
+        }
+    }
+
+    /// Whether what is in VRAM gives its place in RAM away.
+    fn is_exclusive(&self) -> bool {
+        match self.verdict {
+            None => !self.options.guard,
+            Some(verdict) => !matches!(verdict, Verdict::SwitchedOff { .. }),
+        }
+    }
+
+    /// The guard has decided: tells the RAM tier what it need not keep.
+    pub(super) fn settle_tiers(&self) {
+        if !self.is_exclusive() {
+            return;
+        }
+        for layer in 0..self.pager.grid().layers() {
+            self.pager.residents(layer).for_each(|(expert, ..)| self.set_away(layer, expert, true));
+        }
+    }
+
+    fn set_away(&self, layer: usize, expert: usize, away: bool) {
+        if let (Some(tier), Some(Layer { tensors, .. })) = (&self.tier, self.layers[layer])
+            && let Some((layer, _)) = tier.place(tensors[0])
+        {
+            tier.store.set_away(layer, expert, away);
         }
     }
 

@@ -1,8 +1,11 @@
 //! The pager of a loaded model, with what is known of its experts.
 
+use std::sync::Arc;
+
 use super::{ExpertChoice, ExpertOptions, Hybrid, SlotPlan};
 use crate::engine::heat::Known;
 use crate::engine::{EngineConfig, EngineError};
+use crate::experts::tier::Tier;
 use crate::gpu::Gpu;
 use crate::weights::Weights;
 
@@ -11,11 +14,12 @@ pub fn page_experts(
     slots: &SlotPlan,
     weights: &Weights,
     gpus: &mut [Gpu],
+    tier: Option<&Arc<Tier>>,
     known: Option<Known>,
     config: &EngineConfig,
 ) -> Result<Hybrid, EngineError> {
     let guard = config.experts.guard && config.experts.choice != ExpertChoice::Always;
     let options = ExpertOptions { guard, notice: config.notice, ..config.experts.clone() };
     let Known { saved, start } = known.unwrap_or_default();
-    Ok(Hybrid::new(slots, weights, gpus, &options, saved, start.as_ref())?)
+    Ok(Hybrid::new(slots, weights, gpus, tier, &options, saved, start.as_ref())?)
 }

@@ -2,15 +2,21 @@
 //!
 //! It owns the staging buffers. The queue of a device runs what was submitted in order: a slot's new content is copied
 //! after the last submission that read the old one, and the expert counts as present only when its copy is done.
+//!
+//! With a RAM tier the bytes come out of its slots, or off the disk by a read of this thread; the mapping is not touched. So
+//! a file that became shorter is an upload that failed, and what can not be read stays where it was.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::backend::BackendError;
 use crate::experts::Promotion;
+use crate::experts::store::PastSlots;
+use crate::experts::tier::Tier;
 use crate::gguf::Advice;
-use crate::gpu::{ExpertUploader, Ticket};
+use crate::gpu::{ExpertUploader, GpuError, Ticket};
 use crate::plan::WeightId;
 use crate::weights::Weights;
 
@@ -37,15 +43,25 @@ pub(super) struct Uploads {
 }
 
 impl Uploads {
-    /// Starts the thread. Every `fail_every`th job fails, for tests.
+    /// Starts the thread. Experts come from the tier, if there is one. Every `fail_every`th job fails, for tests.
     pub(super) fn start(
         uploader: ExpertUploader,
         weights: Weights,
+        tier: Option<Arc<Tier>>,
         fail_every: Option<usize>,
     ) -> Result<Uploads, BackendError> {
         let (jobs, taken) = channel();
         let (answer, outcomes) = channel();
-        let worker = Worker { uploader, weights, running: vec![], answer, fail_every, count: 0 };
+        let worker = Worker {
+            uploader,
+            weights,
+            tier,
+            past: PastSlots::default(),
+            running: vec![],
+            answer,
+            fail_every,
+            count: 0,
+        };
         let thread = std::thread::Builder::new()
             .name("rynd-uploads".to_owned())
             .spawn(move || worker.run(&taken))
@@ -100,6 +116,8 @@ impl Drop for Uploads {
 struct Worker {
     uploader: ExpertUploader,
     weights: Weights,
+    tier: Option<Arc<Tier>>,
+    past: PastSlots,
     running: Vec<(Ticket, Job)>,
     answer: Sender<Outcome>,
     fail_every: Option<usize>,
@@ -127,19 +145,39 @@ impl Worker {
         if self.fail_every.is_some_and(|n| self.count.is_multiple_of(n)) {
             return self.tell(job.promotion, Err("a fault was injected".to_owned()));
         }
+        let mut was_read = false;
         loop {
-            let expert = job.promotion.expert;
-            let bytes = job.tensors.map(|id| self.weights.expert(id, expert));
-            match self.uploader.start(job.pool, job.promotion.slot, bytes) {
+            match self.copy(&job, &mut was_read) {
                 Ok(Some(ticket)) => return self.running.push((ticket, job)),
                 // All staging memory is on its way.
                 Ok(None) => {
                     std::thread::sleep(LOOK);
                     self.look();
                 }
-                Err(e) => return self.tell(job.promotion, Err(e.to_string())),
+                Err(why) => return self.tell(job.promotion, Err(why)),
             }
         }
+    }
+
+    /// Starts to copy a job's bytes from where they are; `None` when there is no staging memory. `was_read`: they were read
+    /// from disk by an earlier attempt.
+    fn copy(&mut self, job: &Job, was_read: &mut bool) -> Result<Option<Ticket>, String> {
+        let (slot, expert) = (job.promotion.slot, job.promotion.expert);
+        let told = |e: GpuError| e.to_string();
+        let place = |tier: &Arc<Tier>| Some((Arc::clone(tier), tier.place(job.tensors[0])?.0));
+        let Some((tier, layer)) = self.tier.as_ref().and_then(place) else {
+            let bytes = job.tensors.map(|id| self.weights.expert(id, expert));
+            return self.uploader.start(job.pool, slot, bytes).map_err(told);
+        };
+        if !*was_read {
+            // The loan ends with the call: a slot is never kept while a GPU is waited for.
+            if let Some(loan) = tier.store.lend(layer, expert) {
+                return self.uploader.start(job.pool, slot, loan.parts()).map_err(told);
+            }
+            tier.store.read_past(layer, expert, &mut self.past).map_err(|e| e.to_string())?;
+            *was_read = true;
+        }
+        self.uploader.start(job.pool, slot, self.past.parts()).map_err(told)
     }
 
     /// Tells of what is done.
@@ -155,7 +193,7 @@ impl Worker {
                 Err(e) => Err(e.to_string()),
             };
             let (_, job) = self.running.swap_remove(at);
-            if result.is_ok() {
+            if result.is_ok() && self.tier.is_none() {
                 // The tiers are exclusive: what is in VRAM need not stay in the page cache.
                 for id in job.tensors {
                     let weight = self.weights.plan().weight(id);
