@@ -48,7 +48,7 @@ fn mixture(formats: [Format; 3], [n, ff, experts, used]: [usize; 4]) -> Mixture 
 impl Mixture {
     fn gpu(&self, handicap: Handicap, index: u8, slots: usize, batch: usize) -> Option<Gpu> {
         let config = GpuConfig { index, batch, pages: 4, kv: KvFormat::F16 };
-        let pools = [SlotPool { steps: vec![1, 3], slots }];
+        let pools = [SlotPool { steps: vec![1, 3], slots, wave: 0 }];
         Some(Gpu::with_pools(device(handicap)?, self.case.weights(), &config, &pools).unwrap())
     }
 
@@ -262,7 +262,8 @@ fn pools_say_what_they_can_not_hold() {
     assert_eq!(expert_slot_bytes(plan, 1).unwrap(), (2 * 256 * 144 + 256 * 224) as u64);
     let config = GpuConfig { index: 0, batch: 1, pages: 1, kv: KvFormat::F16 };
     let make = |steps: Vec<usize>, slots: usize| {
-        let made = Gpu::with_pools(device.clone(), mixture.case.weights(), &config, &[SlotPool { steps, slots }]);
+        let made =
+            Gpu::with_pools(device.clone(), mixture.case.weights(), &config, &[SlotPool { steps, slots, wave: 0 }]);
         made.err().map(|e| e.to_string()).unwrap_or_default()
     };
     assert!(make(vec![0], 1).contains("it is no mixture of experts"));

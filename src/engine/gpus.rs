@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::hybrid::{ExpertChoice, SlotPlan};
+use super::hybrid::{ExpertChoice, SlotPlan, WaveRoom};
 use super::{EngineConfig, EngineError};
 use crate::backend::KvFormat;
 use crate::gpu::{AdapterReport, Devices, Gpu, GpuConfig, GpuError, Handicap, Listing, dispatches, refusal, room};
@@ -137,7 +137,8 @@ impl Outline {
             Some(sides) => Ok(sides.clone()),
             None => fit(plan, gpu, &budgets, sizes),
         };
-        if let Some((placed, slots)) = paged(plan, config, gpu, &fits, &budgets, sizes) {
+        let unified: Vec<bool> = adapters.iter().map(|adapter| adapter.unified_memory).collect();
+        if let Some((placed, slots)) = paged(plan, config, gpu, &fits, (&budgets, &unified), sizes) {
             return Ok(Outline {
                 plan: Arc::new(placed),
                 adapters,
@@ -207,7 +208,7 @@ fn paged(
     config: &EngineConfig,
     gpu: &GpuOptions,
     fits: &Result<Sides, EngineError>,
-    budgets: &[Option<u64>],
+    (budgets, unified): (&[Option<u64>], &[bool]),
     sizes: Sizes,
 ) -> Option<(Plan, SlotPlan)> {
     let experts = &config.experts;
@@ -232,7 +233,8 @@ fn paged(
             budget.saturating_sub(activations + dense_bytes(&placed, Side::Gpu(index), sizes))
         })
         .collect();
-    let slots = SlotPlan::new(&placed, &rooms, experts.probe.slots.as_deref())?;
+    let waves = WaveRoom::new(experts, sizes.batch, config.tiers.is_some(), unified);
+    let slots = SlotPlan::new(&placed, &rooms, experts.probe.slots.as_deref(), &waves)?;
     Some((placed, slots))
 }
 

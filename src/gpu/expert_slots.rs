@@ -10,6 +10,7 @@
 //! layer's router and that of its experts, or the other sides compute other misses than this one skips.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -29,6 +30,8 @@ pub struct SlotPool {
     /// `Op::Experts` steps of the plan, all of one layout.
     pub steps: Vec<usize>,
     pub slots: usize,
+    /// Experts of a wave (see `waves`), for which there is room twice; 0 where none will pass.
+    pub wave: usize,
 }
 
 /// A pool on a device.
@@ -37,8 +40,16 @@ pub(super) struct Pool {
     pub down: Arc<Matrix>,
     pub map: wgpu::Buffer, // (steps, experts)
     pub experts: usize,
+    pub halves: Vec<Half>,          // two, or none
     rows_of: HashMap<usize, usize>, // step -> row of the map
     layouts: [&'static Layout; 2],  // of up, of down
+}
+
+/// Room for one wave of experts that pass through.
+pub(super) struct Half {
+    pub up: Arc<Matrix>,
+    pub down: Arc<Matrix>,
+    pub map: wgpu::Buffer, // (experts), of the layer that passes
 }
 
 /// The tensors of an `Op::Experts`.
@@ -91,11 +102,24 @@ impl Pool {
         let words = pool.steps.len() * experts;
         let map = device.storage("expert slot maps", values_bytes(words), "leave layers on the CPU")?;
         device.queue().write_buffer(&map, 0, bytemuck::cast_slice(&vec![NO_SLOT; words]));
+        let matrices = |slots: usize| -> Result<[Arc<Matrix>; 2], GpuError> {
+            let up = Matrix::slots(device, layouts[0], [2 * ff, k], slots)?;
+            Ok([Arc::new(up), Arc::new(Matrix::slots(device, layouts[1], [n, hidden], slots)?)])
+        };
+        let halves = (0..if pool.wave > 0 { 2 } else { 0 })
+            .map(|_| {
+                let [up, down] = matrices(pool.wave)?;
+                let map = device.storage("the slot map of a wave", values_bytes(experts), "leave layers on the CPU")?;
+                Ok(Half { up, down, map })
+            })
+            .collect::<Result<_, GpuError>>()?;
+        let [up, down] = matrices(slots)?;
         Ok(Pool {
-            up: Arc::new(Matrix::slots(device, layouts[0], [2 * ff, k], slots)?),
-            down: Arc::new(Matrix::slots(device, layouts[1], [n, hidden], slots)?),
+            up,
+            down,
             map,
             experts,
+            halves,
             rows_of: pool.steps.iter().enumerate().map(|(row, &step)| (step, row)).collect(),
             layouts,
         })
@@ -114,12 +138,71 @@ impl Pool {
         device.queue().write_buffer(&self.map, u64::from(at) * 4, bytemuck::cast_slice(slots));
     }
 
-    fn slot_bytes(&self) -> u64 {
+    /// Bytes of one expert.
+    pub(super) fn slot_bytes(&self) -> u64 {
         [&self.up, &self.down].map(|matrix| (matrix.rows * matrix.row_bytes) as u64).iter().sum()
+    }
+
+    /// What an expert's gate, up and down matrices are packed into: gate and up rows in turn, and down's.
+    pub(super) fn parts<'a>(&self, [gate, up, down]: [&'a [u8]; 3]) -> [Part<'a>; 2] {
+        [(&self.up, self.layouts[0], vec![gate, up]), (&self.down, self.layouts[1], vec![down])].map(
+            |(matrix, layout, sources)| {
+                let expected = layout.format.row_bytes(matrix.k).unwrap_or(0) * matrix.rows / sources.len();
+                assert!(sources.iter().all(|source| source.len() == expected), "bytes of one expert's matrix");
+                Part { layout, k: matrix.k, rows: matrix.rows, row_bytes: matrix.row_bytes, sources }
+            },
+        )
     }
 }
 
-/// Bytes that are packed at a time: they stay in cache until they are copied to staging memory.
+/// One matrix of an expert, as it goes to a slot.
+pub(super) struct Part<'a> {
+    layout: &'static Layout,
+    k: usize,
+    rows: usize,
+    row_bytes: usize,
+    sources: Vec<&'a [u8]>, // whose rows alternate
+}
+
+impl Part<'_> {
+    pub(super) fn bytes(&self) -> usize {
+        self.rows * self.row_bytes
+    }
+
+    /// Its rows in pieces that stay in cache until they are copied to staging memory.
+    pub(super) fn pieces(&self) -> impl Iterator<Item = Range<usize>> {
+        let (rows, rows_a_piece) = (self.rows, (PIECE_BYTES / self.row_bytes).max(1));
+        (0..rows).step_by(rows_a_piece).map(move |first| first..(first + rows_a_piece).min(rows))
+    }
+
+    /// Packs these rows; they begin at the returned byte of the slot's matrix.
+    pub(super) fn pack(&self, rows: Range<usize>, to: &mut Vec<u8>) -> usize {
+        let at = rows.start * self.row_bytes;
+        let source_bytes = self.sources[0].len() * self.sources.len() / self.rows;
+        to.resize(rows.len() * self.row_bytes, 0);
+        for (row, to) in rows.zip(to.chunks_exact_mut(self.row_bytes)) {
+            let begin = row / self.sources.len() * source_bytes;
+            let source = &self.sources[row % self.sources.len()][begin..begin + source_bytes];
+            self.layout.pack(self.k, source, to);
+        }
+        at
+    }
+}
+
+/// Copies a slot's matrix from staging memory.
+pub(super) fn copy_to_slot(
+    encoder: &mut wgpu::CommandEncoder,
+    (staging, from): (&wgpu::Buffer, usize),
+    matrix: &Matrix,
+    slot: usize,
+) {
+    let total = matrix.rows * matrix.row_bytes;
+    let bank_slots = matrix.banks[0].rows / matrix.rows;
+    let bank = &matrix.banks[slot / bank_slots].buffer;
+    encoder.copy_buffer_to_buffer(staging, from as u64, bank, (slot % bank_slots * total) as u64, total as u64);
+}
+
+/// Bytes that are packed at a time.
 const PIECE_BYTES: usize = 256 << 10;
 
 const COPYING: u8 = 0;
@@ -160,12 +243,7 @@ impl ExpertUploader {
 
     /// Starts to copy an expert into a slot of a pool: its gate, up and down matrices as in the file. Returns when the bytes
     /// are in staging memory; `None`, at once, when all staging buffers are on their way.
-    pub fn start(
-        &mut self,
-        pool: usize,
-        slot: usize,
-        [gate, up, down]: [&[u8]; 3],
-    ) -> Result<Option<Ticket>, GpuError> {
+    pub fn start(&mut self, pool: usize, slot: usize, bytes: [&[u8]; 3]) -> Result<Option<Ticket>, GpuError> {
         self.poll()?;
         let free = |stage: &Stage| stage.ticket.0.load(Ordering::Acquire) != COPYING;
         let Some(at) = self.stages.iter().position(free) else { return Ok(None) };
@@ -180,32 +258,13 @@ impl ExpertUploader {
         let mut view = buffer.get_mapped_range_mut(..).map_err(|e| lost(&e))?;
         let mut encoder = self.device.wgpu().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let mut staged = 0;
-        for (matrix, layout, sources) in
-            [(&pool.up, pool.layouts[0], &[gate, up][..]), (&pool.down, pool.layouts[1], &[down][..])]
-        {
-            let total = matrix.rows * matrix.row_bytes;
-            let from = staged;
-            let source_bytes = sources[0].len() * sources.len() / matrix.rows;
-            for source in sources {
-                let expected = layout.format.row_bytes(matrix.k).unwrap_or(0) * matrix.rows / sources.len();
-                assert_eq!(source.len(), expected, "bytes of one expert's matrix");
+        for (part, matrix) in pool.parts(bytes).iter().zip([&pool.up, &pool.down]) {
+            for rows in part.pieces() {
+                let at = staged + part.pack(rows, &mut self.piece);
+                view.slice(at..at + self.piece.len()).copy_from_slice(&self.piece);
             }
-            let rows_a_piece = (PIECE_BYTES / matrix.row_bytes).max(1);
-            for first in (0..matrix.rows).step_by(rows_a_piece) {
-                let rows = first..(first + rows_a_piece).min(matrix.rows);
-                self.piece.resize(rows.len() * matrix.row_bytes, 0);
-                for (row, to) in rows.zip(self.piece.chunks_exact_mut(matrix.row_bytes)) {
-                    let begin = row / sources.len() * source_bytes;
-                    let source = &sources[row % sources.len()][begin..begin + source_bytes];
-                    layout.pack(matrix.k, source, to);
-                }
-                view.slice(staged..staged + self.piece.len()).copy_from_slice(&self.piece);
-                staged += self.piece.len();
-            }
-            let bank_slots = matrix.banks[0].rows / matrix.rows;
-            let to = (slot % bank_slots * total) as u64;
-            let bank = &matrix.banks[slot / bank_slots].buffer;
-            encoder.copy_buffer_to_buffer(&buffer, from as u64, bank, to, total as u64);
+            copy_to_slot(&mut encoder, (&buffer, staged), matrix, slot);
+            staged += part.bytes();
         }
         drop(view);
         buffer.unmap();

@@ -4,11 +4,13 @@
 //! through the slot map in its own memory, with no read-back. Meanwhile the ids come to the host; the CPU computes the
 //! misses from where they lie, other GPUs their hits, and the sums are added once, by the next submission. A layer whose
 //! experts are all at home is read back at the end of the token or, when nothing can change there, never. Between two
-//! tokens the pager says what should move; a thread a GPU uploads it, and it counts when it has arrived.
+//! tokens the pager says what should move; a thread a GPU uploads it, and it counts when it has arrived. Of a prompt's misses
+//! those that are worth it pass through the home GPU meanwhile (`prompts`), and nothing that is resident makes way for them.
 
 mod layout;
 mod moves;
 mod options;
+mod prompts;
 mod start;
 mod uploads;
 
@@ -16,10 +18,11 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Instant;
 
-pub use layout::SlotPlan;
-pub use options::{ExpertChoice, ExpertOptions, ExpertReport, Probe};
+pub use layout::{SlotPlan, WaveRoom};
+pub use options::{ExpertChoice, ExpertOptions, ExpertReport, Passing, Probe, Prompts};
 pub use start::page_experts;
 
+use self::prompts::Waves;
 use self::uploads::Uploads;
 use crate::backend::{Backend, BackendError, ELSEWHERE, Env, PickLog};
 use crate::cpu::Cpu;
@@ -68,6 +71,7 @@ pub struct Hybrid {
     failed: u64,
     token: u64,
     heat: Option<(PathBuf, Heat)>,
+    waves: Waves,
     // ---- of the current run ----
     picked: Vec<Vec<u32>>, // by layer: (t, used); empty when it was not read
     late: Vec<usize>,      // layers whose picks are read at the end
@@ -119,6 +123,7 @@ impl Hybrid {
             failed: 0,
             token: 0,
             heat,
+            waves: Waves::new(weights, gpus, options)?,
             picked: vec![vec![]; count],
             late: vec![],
             rows: vec![],
@@ -199,7 +204,14 @@ impl Hybrid {
     ) -> Result<(), BackendError> {
         let Some(Layer { step, home, x, picks, out, used, widths, .. }) = self.layers[layer] else { return Ok(()) };
         let (t, experts) = (env.tokens.len(), self.pager.grid().experts);
-        if self.with_cache && self.held[home][layer] == experts {
+        let prompt = env.is_prompt();
+        let passes = prompt && gpus[home].wave_slots(step) > 0;
+        // The guard judges generated tokens; where a prompt streams, what need not be brought is used.
+        let with_cache = self.with_cache || passes;
+        if prompt {
+            self.waves.counted.picks += (t * used) as u64;
+        }
+        if with_cache && self.held[home][layer] == experts {
             let settled = !logged && self.pager.is_settled(layer);
             gpus[home].submit(from..step + 1, if settled { &[] } else { std::slice::from_ref(&picks) })?;
             if !settled {
@@ -208,32 +220,42 @@ impl Hybrid {
             return Ok(());
         }
         gpus[home].submit(from..step, &[picks, x])?;
-        if self.with_cache && self.held[home][layer] > 0 {
+        let hits = with_cache && self.held[home][layer] > 0;
+        if hits {
             gpus[home].submit(step..step + 1, &[])?;
         }
+        if passes {
+            self.upload_ahead(layer, t, &gpus[home]);
+        }
         self.read_picks(layer, t, &mut gpus[home])?;
+        let passing = if passes { self.passing(layer) } else { vec![] };
 
         let mut others = vec![false; gpus.len()];
-        let mut misses = false;
+        let mut misses = 0;
         self.masked.clear();
         self.masked.extend_from_slice(&self.rows);
         for row in self.masked.chunks_exact_mut(2 * used) {
             for id in &mut row[..used] {
-                match self.pager.place(layer, id.to_bits() as usize) {
-                    Place::Resident { pool, .. } if self.with_cache => {
+                let expert = id.to_bits() as usize;
+                match self.pager.place(layer, expert) {
+                    Place::Resident { pool, .. } if with_cache => {
                         *id = f32::from_bits(ELSEWHERE);
                         let (gpu, _) = self.at[usize::from(pool)];
                         others[gpu] |= gpu != home;
                     }
-                    Place::Resident { .. } | Place::Coming { .. } | Place::Absent => misses = true,
+                    _ if passing.contains(&expert) => *id = f32::from_bits(ELSEWHERE),
+                    Place::Resident { .. } | Place::Coming { .. } | Place::Absent => misses += 1,
                 }
             }
         }
-        if !misses && !others.contains(&true) {
-            return Ok(());
+        if prompt {
+            self.waves.counted.cpu_picks += misses;
         }
-        self.x.resize(t * widths[0], 0.0);
-        gpus[home].read(x, &mut self.x)?;
+        let elsewhere = misses > 0 || others.contains(&true);
+        if elsewhere {
+            self.x.resize(t * widths[0], 0.0);
+            gpus[home].read(x, &mut self.x)?;
+        }
         self.sum.clear();
         self.sum.resize(t * widths[1], 0.0);
         for (gpu, _) in others.iter().enumerate().filter(|(_, other)| **other) {
@@ -242,19 +264,36 @@ impl Hybrid {
             gpus[gpu].write(out, &self.sum)?;
             gpus[gpu].submit(step..step + 1, &[out])?;
         }
-        if misses {
+        if misses > 0 {
             cpu.write(x, &self.x)?;
             cpu.write(picks, &self.masked)?;
             cpu.write(out, &self.sum)?;
-            cpu.run(step..step + 1, env)?;
+        }
+        let mut run = || if misses > 0 { cpu.run(step..step + 1, env) } else { Ok(()) };
+        let failed = if passing.is_empty() {
+            run()?;
+            vec![]
+        } else {
+            // The CPU's threads compute while this one feeds the GPU.
+            std::thread::scope(|scope| {
+                let running = scope.spawn(run);
+                let failed = self.stream(layer, &passing, hits, &mut gpus[home]);
+                running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+                failed
+            })?
+        };
+        if misses > 0 {
             cpu.read(out, &mut self.sum)?;
+        }
+        if !failed.is_empty() {
+            self.run_failed(layer, &failed, cpu, &mut gpus[home], env)?;
         }
         for (gpu, _) in others.iter().enumerate().filter(|(_, other)| **other) {
             self.part.resize(t * widths[1], 0.0);
             gpus[gpu].read(out, &mut self.part)?;
             self.sum.iter_mut().zip(&self.part).for_each(|(sum, part)| *sum += part);
         }
-        gpus[home].add(out, &self.sum)
+        if elsewhere || !failed.is_empty() { gpus[home].add(out, &self.sum) } else { Ok(()) }
     }
 
     /// Reads a layer's picks into `rows` and remembers the ids.
@@ -325,6 +364,7 @@ impl Hybrid {
             experts: self.pager.grid().entries(),
             counters: self.pager.counters(),
             failed: self.failed,
+            prompts: self.waves.counted,
             verdict: self.verdict,
             guarded: self.options.guard,
         }
@@ -379,7 +419,8 @@ fn layers(plan: &Plan, slots: &SlotPlan) -> Vec<Option<Layer>> {
             match plan.steps[step].op {
                 Op::Experts { x, picks, used, gate, up, down, out, .. } => {
                     let widths = [x, out].map(|slot| plan.slot(slot).width);
-                    Some(Layer { step, home, x, picks, out, used, router, tensors: [gate, up, down], widths })
+                    let tensors = [gate, up, down];
+                    Some(Layer { step, home, x, picks, out, used, router, tensors, widths })
                 }
                 _ => None,
             }

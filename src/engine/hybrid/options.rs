@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::experts::waves::WaveRates;
 use crate::experts::{Counters, Policy, Verdict};
 
 /// Where experts go when a GPU is used.
@@ -43,6 +44,8 @@ pub struct ExpertOptions {
     pub profile: Option<PathBuf>,
     /// Compare with experts on the CPU during the first tokens, and switch the cache off when it loses.
     pub guard: bool,
+    /// By what it is decided which missing experts of a prompt pass through VRAM; `None`: all are computed on the CPU.
+    pub waves: Option<WaveRates>,
     pub probe: Probe,
     /// Hears what the user should know.
     pub notice: fn(&str),
@@ -56,6 +59,7 @@ impl Default for ExpertOptions {
             heat: None,
             profile: None,
             guard: true,
+            waves: None,
             probe: Probe::default(),
             notice: |_| {},
         }
@@ -75,6 +79,32 @@ pub struct Probe {
     pub random_fill: Option<u64>,
     /// Every nth upload fails.
     pub fail_every: Option<usize>,
+    /// Which of a prompt's missing experts pass through VRAM, whatever the rates and the kind of memory.
+    pub passing: Option<Passing>,
+    /// Experts of a wave, in place of what there is room for.
+    pub wave: Option<usize>,
+}
+
+/// Which of a layer's missing experts pass through VRAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passing {
+    All,
+    /// Every second one.
+    Half,
+}
+
+/// What prompts took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Prompts {
+    /// Picks of all prompt tokens in all layers.
+    pub picks: u64,
+    /// Those that the CPU computed.
+    pub cpu_picks: u64,
+    /// Experts that passed through VRAM, and their bytes as in the file.
+    pub streamed: u64,
+    pub streamed_bytes: u64,
+    /// Those that could not, and were computed on the CPU.
+    pub failed: u64,
 }
 
 /// What the cache of experts did so far.
@@ -86,6 +116,7 @@ pub struct ExpertReport {
     pub counters: Counters,
     /// Uploads that failed.
     pub failed: u64,
+    pub prompts: Prompts,
     pub verdict: Option<Verdict>,
     pub guarded: bool,
 }
@@ -101,8 +132,26 @@ impl std::fmt::Display for ExpertReport {
         if self.failed > 0 {
             write!(f, ", {} uploads failed", self.failed)?;
         }
+        if self.prompts.picks > 0 {
+            write!(f, "; {}", self.prompts)?;
+        }
         if let Some(verdict) = &self.verdict {
             write!(f, "; {verdict}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Display for Prompts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let cpu = 100.0 * self.cpu_picks as f64 / self.picks.max(1) as f64;
+        write!(f, "prompts: {cpu:.1}% of the picks on the CPU")?;
+        if self.streamed > 0 {
+            let gigabytes = self.streamed_bytes as f64 / 1e9;
+            write!(f, ", {} experts ({gigabytes:.2} GB) passed through GPUs", self.streamed)?;
+        }
+        if self.failed > 0 {
+            write!(f, ", {} could not", self.failed)?;
         }
         Ok(())
     }
