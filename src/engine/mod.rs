@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use gpus::{GpuChoice, GpuOptions, GpuShare, Outline};
-pub use hybrid::{ExpertChoice, ExpertOptions, ExpertReport, Passing, Probe, Prompts, SlotPlan};
+pub use hybrid::{ExpertChoice, ExpertOptions, ExpertReport, Passing, Probe, Prompts, SlotPlan, WaveRoom};
 pub use record::{expert_header, header_of, router_key};
 pub use session::{Session, Span, Wanted, advance};
 pub use split::Split;

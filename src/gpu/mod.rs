@@ -37,13 +37,13 @@ pub use expert_slots::{ExpertUploader, NO_SLOT, SlotPool, Ticket, expert_slot_by
 pub use layout::Layout;
 pub use ops::refusal;
 pub use timer::Times;
-pub use waves::WaveUploader;
 
 use self::expert_slots::Pool;
-use self::ops::{Adder, Best, Experts, KvBuffers, Prepared, Setup, TileSets};
+use self::ops::{Adder, Best, KvBuffers, Prepared, Setup, TileSets};
 use self::slots::{Slots, values_bytes};
 use self::timer::Timer;
 use self::vectors::Vectors;
+use self::waves::Waves;
 use crate::backend::{Backend, BackendError, Env, KvFormat};
 use crate::plan::{Op, Plan, Side, Slot};
 use crate::weights::Weights;
@@ -65,8 +65,8 @@ pub struct Gpu {
     device: Device,
     plan: Arc<Plan>,
     batch: usize,
-    steps: Vec<Option<Prepared>>,        // by step; None on another side
-    waves: HashMap<usize, [Experts; 2]>, // by step: its experts in either half of the room for waves
+    steps: Vec<Option<Prepared>>, // by step; None on another side
+    waves: Option<Waves>,
     slots: Slots,
     kv: Vec<Option<KvBuffers>>, // by cache
     tile_sets: TileSets,
@@ -150,7 +150,7 @@ impl Gpu {
         let steps = (0..plan.steps.len())
             .map(|step| is_mine(step).then(|| Prepared::new(&mut setup, step)).transpose())
             .collect::<Result<_, _>>()?;
-        let waves = waves::prepare(&mut setup)?;
+        let waves = waves::prepare(&mut setup, &pools)?;
         let logits = plan.logits;
         let best = slots.get(logits).is_some().then(|| Best::new(&setup, logits)).transpose()?;
         let mut adders = HashMap::new();

@@ -26,10 +26,17 @@ const STAGE_BYTES: u64 = 32 << 20;
 /// One is packed, one is copied, one waits for its turn.
 const STAGES: usize = 3;
 
-/// The steps of all pools that have room for waves, once for either half.
-pub(super) fn prepare(setup: &mut Setup) -> Result<HashMap<usize, [Experts; 2]>, GpuError> {
-    let (plan, pools) = (setup.plan, setup.pools);
-    let mut waves = HashMap::new();
+/// What a device needs for waves.
+pub(super) struct Waves {
+    /// The steps of all pools that have room for waves, once for either half.
+    steps: HashMap<usize, [Experts; 2]>,
+    uploader: WaveUploader,
+}
+
+/// `None` when no pool has room for waves.
+pub(super) fn prepare(setup: &mut Setup, pools: &Arc<[Pool]>) -> Result<Option<Waves>, GpuError> {
+    let plan = setup.plan;
+    let mut steps = HashMap::new();
     for (at, step) in plan.steps.iter().enumerate() {
         let pool = pools.iter().find(|pool| pool.map_at(at).is_some());
         if let (Op::Experts { x, picks, out, used, act, .. }, Some(pool)) = (&step.op, pool)
@@ -37,16 +44,16 @@ pub(super) fn prepare(setup: &mut Setup) -> Result<HashMap<usize, [Experts; 2]>,
         {
             let mut of =
                 |half| Experts::new(setup, [*x, *picks, *out], *used, ExpertWeights::passing(pool, half), *act);
-            waves.insert(at, [of(ping)?, of(pong)?]);
+            steps.insert(at, [of(ping)?, of(pong)?]);
         }
     }
-    Ok(waves)
+    let waves = || Ok(Waves { uploader: WaveUploader::new(setup.device, pools)?, steps });
+    if pools.iter().all(|pool| pool.halves.is_empty()) { Ok(None) } else { waves().map(Some) }
 }
 
 /// Brings experts to the halves.
-pub struct WaveUploader {
+struct WaveUploader {
     device: Device,
-    pools: Arc<[Pool]>,
     stages: Vec<Stage>,
     next: usize,
 }
@@ -65,21 +72,16 @@ struct Piece<'a> {
 }
 
 impl WaveUploader {
-    fn new(device: &Device, pools: &Arc<[Pool]>) -> Result<WaveUploader, GpuError> {
+    fn new(device: &Device, pools: &[Pool]) -> Result<WaveUploader, GpuError> {
         let bytes = pools.iter().filter(|pool| !pool.halves.is_empty()).map(Pool::slot_bytes).max().unwrap_or(0);
         let stages = (0..STAGES)
             .map(|_| Ok(Stage { buffer: device.staging_buffer(bytes.max(STAGE_BYTES))?, copied: None }))
             .collect::<Result<_, GpuError>>()?;
-        Ok(WaveUploader { device: device.clone(), pools: Arc::clone(pools), stages, next: 0 })
+        Ok(WaveUploader { device: device.clone(), stages, next: 0 })
     }
 
-    /// Copies experts of a step, each its gate, up and down matrices as in the file, to the first slots of a half. Returns
-    /// when their bytes are in staging memory.
-    pub fn upload(&mut self, step: usize, half: usize, experts: &[[&[u8]; 3]]) -> Result<(), GpuError> {
-        let pools = Arc::clone(&self.pools);
-        let Some(pool) = pools.iter().find(|pool| pool.map_at(step).is_some() && !pool.halves.is_empty()) else {
-            return Err(no_room(step));
-        };
+    /// Copies experts to the first slots of a half. Returns when their bytes are in staging memory.
+    fn upload(&mut self, pool: &Pool, half: usize, experts: &[[&[u8]; 3]]) -> Result<(), GpuError> {
         assert!(experts.len() <= pool.halves[half].up.experts, "a wave of {} experts", pool.halves[half].up.experts);
         let at_once = ((self.stages[0].buffer.size() / pool.slot_bytes()) as usize).max(1);
         for (i, experts) in experts.chunks(at_once).enumerate() {
@@ -134,18 +136,21 @@ fn no_room(step: usize) -> GpuError {
 }
 
 impl Gpu {
-    /// An uploader for the waves of this device's pools; `None` when none has room for any.
-    pub fn wave_uploader(&self) -> Result<Option<WaveUploader>, GpuError> {
-        if self.waves.is_empty() {
-            return Ok(None);
-        }
-        Ok(Some(WaveUploader::new(&self.device, &self.pools)?))
-    }
-
     /// Experts of a wave of this step; 0 when it has no room for any.
     pub fn wave_slots(&self, step: usize) -> usize {
         let pool = self.pools.iter().find(|pool| pool.map_at(step).is_some());
         pool.and_then(|pool| pool.halves.first()).map_or(0, |half| half.up.experts)
+    }
+
+    /// Copies experts of a step, each its gate, up and down matrices as in the file, to the first slots of a half, after what
+    /// was submitted so far. Returns when their bytes are in staging memory.
+    pub fn upload_wave(&mut self, step: usize, half: usize, experts: &[[&[u8]; 3]]) -> Result<(), GpuError> {
+        let pool = self.pools.iter().find(|pool| pool.map_at(step).is_some());
+        let (Some(pool), Some(waves)) = (pool, &mut self.waves) else { return Err(no_room(step)) };
+        waves.uploader.upload(pool, half, experts)?;
+        self.counters.streamed += experts.len() as u64;
+        self.counters.streamed_bytes += experts.len() as u64 * pool.slot_bytes();
+        Ok(())
     }
 
     /// Adds the share of the experts that lie in the first slots of a half, in this order, without waiting. `grouped`: the
@@ -158,15 +163,12 @@ impl Gpu {
         grouped: bool,
     ) -> Result<(), BackendError> {
         let pool = self.pools.iter().find(|pool| pool.map_at(step).is_some());
-        let (Some(pool), Some(halves)) = (pool, self.waves.get(&step)) else {
-            return Err(no_room(step).into());
-        };
+        let halves = self.waves.as_ref().and_then(|waves| waves.steps.get(&step));
+        let (Some(pool), Some(halves)) = (pool, halves) else { return Err(no_room(step).into()) };
         let mut map = vec![NO_SLOT; pool.experts];
         experts.iter().zip(0..).for_each(|(&expert, slot)| map[expert] = slot);
         self.device.queue().write_buffer(&pool.halves[half].map, 0, bytemuck::cast_slice(&map));
         self.counters.written_bytes += map.len() as u64 * 4;
-        self.counters.streamed += experts.len() as u64;
-        self.counters.streamed_bytes += experts.len() as u64 * pool.slot_bytes();
 
         let mut encoder = self.device.wgpu().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let mut recorder = Recorder::new(&mut encoder, &mut self.counters, self.timer.as_mut());

@@ -4,6 +4,7 @@
 
 mod network;
 mod shapes;
+mod waves;
 
 use std::process::{Command, Output};
 

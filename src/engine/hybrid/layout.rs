@@ -47,14 +47,14 @@ impl<'a> WaveRoom<'a> {
         let pays = |rates: &WaveRates| {
             !self.unified[gpu] && !share_evenly(rates, expert, [experts, used], self.batch).streamed.is_empty()
         };
-        if self.probe.passing.is_none() && !self.rates.as_ref().is_some_and(pays) {
-            return 0;
-        }
         if let Some(slots) = self.probe.wave {
             return slots;
         }
+        if self.probe.passing.is_none() && !self.rates.as_ref().is_some_and(pays) {
+            return 0;
+        }
         let fits = (room / 4 / (2 * slot_bytes)) as usize;
-        let slots = fits.min(experts.div_ceil(WAVES_A_LAYER));
+        let slots = fits.min(experts.div_ceil(WAVES_A_LAYER).max(used));
         // Less would be more submissions than work.
         if slots < used { 0 } else { slots }
     }

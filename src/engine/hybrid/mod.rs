@@ -123,7 +123,7 @@ impl Hybrid {
             failed: 0,
             token: 0,
             heat,
-            waves: Waves::new(weights, gpus, options)?,
+            waves: Waves::new(weights, gpus.len(), options),
             picked: vec![vec![]; count],
             late: vec![],
             rows: vec![],
@@ -225,7 +225,7 @@ impl Hybrid {
             gpus[home].submit(step..step + 1, &[])?;
         }
         if passes {
-            self.upload_ahead(layer, t, &gpus[home]);
+            self.upload_ahead(layer, t, &mut gpus[home]);
         }
         self.read_picks(layer, t, &mut gpus[home])?;
         let passing = if passes { self.passing(layer) } else { vec![] };
@@ -286,7 +286,11 @@ impl Hybrid {
             cpu.read(out, &mut self.sum)?;
         }
         if !failed.is_empty() {
-            self.run_failed(layer, &failed, cpu, &mut gpus[home], env)?;
+            if !elsewhere {
+                self.x.resize(t * widths[0], 0.0);
+                gpus[home].read(x, &mut self.x)?;
+            }
+            self.run_failed(layer, &failed, cpu, env)?;
         }
         for (gpu, _) in others.iter().enumerate().filter(|(_, other)| **other) {
             self.part.resize(t * widths[1], 0.0);

@@ -9,7 +9,7 @@ use crate::backend::{Backend, BackendError, ELSEWHERE, Env};
 use crate::cpu::Cpu;
 use crate::experts::waves::{Expert, WaveRates, share, share_evenly, touched};
 use crate::experts::{Grid, Place};
-use crate::gpu::{Gpu, GpuError, WaveUploader};
+use crate::gpu::Gpu;
 use crate::plan::WeightId;
 use crate::weights::Weights;
 
@@ -21,8 +21,7 @@ pub(super) struct Waves {
     weights: Weights,
     rates: Option<WaveRates>,
     forced: Option<Passing>,
-    uploaders: Vec<Option<WaveUploader>>, // by GPU
-    turns: Vec<usize>,                    // by GPU: waves so far
+    turns: Vec<usize>, // by GPU: waves so far
     ahead: Option<Ahead>,
     /// Uploads so far, and which of them fail.
     attempts: usize,
@@ -37,31 +36,28 @@ struct Ahead {
 }
 
 impl Waves {
-    pub(super) fn new(weights: &Weights, gpus: &[Gpu], options: &ExpertOptions) -> Result<Waves, GpuError> {
-        Ok(Waves {
+    pub(super) fn new(weights: &Weights, gpus: usize, options: &ExpertOptions) -> Waves {
+        Waves {
             weights: weights.clone(),
             rates: options.waves,
             forced: options.probe.passing,
-            uploaders: gpus.iter().map(Gpu::wave_uploader).collect::<Result<_, _>>()?,
-            turns: vec![0; gpus.len()],
+            turns: vec![0; gpus],
             ahead: None,
             attempts: 0,
             fail_every: options.probe.fail_every,
             counted: Prompts::default(),
-        })
+        }
     }
 
     /// Brings experts of a layer to the half whose turn it is, and returns that; an error when they are not there.
-    fn upload(&mut self, layer: Layer, experts: &[usize], grid_bytes: u64) -> Result<usize, String> {
-        let Layer { step, home, tensors, .. } = layer;
-        let half = self.turns[home] % 2;
-        let Some(uploader) = &mut self.uploaders[home] else { return Err("the GPU has no room for waves".to_owned()) };
-        let bytes: Vec<[&[u8]; 3]> =
-            experts.iter().map(|&expert| tensors.map(|id| self.weights.expert(id, expert))).collect();
-        uploader.upload(step, half, &bytes).map_err(|e| e.to_string())?;
-        self.turns[home] += 1;
+    fn upload(&mut self, layer: Layer, gpu: &mut Gpu, experts: &[usize], bytes: u64) -> Result<usize, String> {
+        let half = self.turns[layer.home] % 2;
+        let parts = |expert: usize| layer.tensors.map(|id| self.weights.expert(id, expert));
+        let parts: Vec<[&[u8]; 3]> = experts.iter().map(|&expert| parts(expert)).collect();
+        gpu.upload_wave(layer.step, half, &parts).map_err(|e| e.to_string())?;
+        self.turns[layer.home] += 1;
         self.counted.streamed += experts.len() as u64;
-        self.counted.streamed_bytes += experts.len() as u64 * grid_bytes;
+        self.counted.streamed_bytes += experts.len() as u64 * bytes;
         Ok(half)
     }
 
@@ -79,7 +75,7 @@ impl Waves {
 
 impl Hybrid {
     /// While the home GPU computes what comes before a layer's experts: brings a first wave of those that will surely pass.
-    pub(super) fn upload_ahead(&mut self, layer: usize, t: usize, gpu: &Gpu) {
+    pub(super) fn upload_ahead(&mut self, layer: usize, t: usize, gpu: &mut Gpu) {
         self.waves.ahead = None;
         let Some(info) = self.layers[layer] else { return };
         let (grid, wave) = (self.pager.grid(), gpu.wave_slots(info.step));
@@ -106,7 +102,7 @@ impl Hybrid {
         if experts.is_empty() {
             return;
         }
-        match self.waves.upload(info, &experts, bytes) {
+        match self.waves.upload(info, gpu, &experts, bytes) {
             Ok(half) => self.waves.ahead = Some(Ahead { half, experts }),
             // They are asked for again when the picks are known.
             Err(why) => self.could_not_pass(&experts, &why),
@@ -173,7 +169,7 @@ impl Hybrid {
             if wave.is_empty() {
                 continue;
             }
-            match self.waves.upload(info, &wave, bytes) {
+            match self.waves.upload(info, gpu, &wave, bytes) {
                 Ok(half) => {
                     gpu.submit_wave(info.step, half, &wave, grouped)?;
                     grouped = true;
@@ -193,12 +189,9 @@ impl Hybrid {
         layer: usize,
         failed: &[usize],
         cpu: &mut Cpu,
-        gpu: &mut Gpu,
         env: &Env,
     ) -> Result<(), BackendError> {
-        let Some(Layer { step, x, picks, out, used, widths, .. }) = self.layers[layer] else { return Ok(()) };
-        self.x.resize(env.tokens.len() * widths[0], 0.0);
-        gpu.read(x, &mut self.x)?;
+        let Some(Layer { step, x, picks, out, used, .. }) = self.layers[layer] else { return Ok(()) };
         self.masked.clear();
         self.masked.extend_from_slice(&self.rows);
         for id in self.masked.chunks_exact_mut(2 * used).flat_map(|row| &mut row[..used]) {
