@@ -4,7 +4,6 @@
 
 mod network;
 mod shapes;
-mod waves;
 
 use std::process::{Command, Output};
 
