@@ -60,8 +60,10 @@
 //! it finds in its own slot map, with no read-back, while the CPU computes the others where they lie; the sums are added
 //! once. Between two tokens the pager moves the experts whose combined recency and frequency (half-life 16 tokens) exceeds
 //! that of the least valuable resident 1.3 times, at most one a layer and token on average, on a thread that nothing waits for.
-//! The first tokens are computed with and without, and the cache is switched off when it loses. What was learned is kept by
-//! the key of the model's routers and loaded at the next start. The pager ([`experts::Pager`]) knows no clock and no device:
+//! The first tokens are computed with and without, and the cache is switched off when it loses; whole layers in its place are
+//! predicted from the measured rates of the GPU and, where they should win, tried once. Caches start small: as the context
+//! grows, the least valuable experts make room, and come back when it shrinks, so a GPU never holds more than its budget.
+//! What was learned is kept by the key of the model's routers and loaded at the next start, also by runs without a GPU. The pager ([`experts::Pager`]) knows no clock and no device:
 //! `rynd experts replay` runs the same code over a trace. Hit % (points behind Belady's optimum), uploads a layer and token and
 //! modelled tok/s over the decode of two public traces, global pools:
 //!
@@ -82,7 +84,7 @@
 //!
 //! Dense weights stay mapped; with a budget, experts live in slots filled by direct reads that start when the picks are
 //! known. Slots keep what the router picked often and lately. Sums keep their order, so a budget changes speed and never a
-//! number. An 11.6 GB mixture under `--ram 4G` (4.295 GB) held 4.11 GB, page cache included, and under 2G (2.147 GB) 1.95 GB.
+//! number. What lies in VRAM is the first to lose its slot in RAM. An 11.6 GB mixture under `--ram 4G` (4.295 GB) held 4.11 GB, page cache included, and under 2G (2.147 GB) 1.95 GB.
 //!
 //! # Quantising
 //!

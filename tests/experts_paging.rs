@@ -60,27 +60,31 @@ fn waiting() -> Probe {
 
 #[test]
 fn any_number_of_slots_gives_the_reference() {
-    let all = entries("qwen3moe");
-    for slots in [0, 1, all / 4, all / 2, all] {
-        let Some(config) = paged(&[slots], waiting()) else { return };
-        let engine = load("qwen3moe", &config);
-        assert!(engine.plan().steps.iter().all(|step| step.side == Side::Gpu(0)), "the experts too");
-        assert_eq!(engine.expert_report().unwrap().slots, slots);
-        check_as("qwen3moe", 5e-4, &config);
+    for model in ["qwen3moe", "qwen3moe_wide"] {
+        let all = entries(model);
+        for slots in [0, 1, all / 4, all / 2, all] {
+            let Some(config) = paged(&[slots], waiting()) else { return };
+            let engine = load(model, &config);
+            assert!(engine.plan().steps.iter().all(|step| step.side == Side::Gpu(0)), "the experts too");
+            assert_eq!(engine.expert_report().unwrap().slots, slots);
+            check_as(model, 5e-4, &config);
+        }
     }
 }
 
 #[test]
 fn experts_at_random_on_one_two_or_three_devices_give_the_reference() {
-    let all = entries("qwen3moe");
-    for (seed, slots) in [(1, vec![all / 2]), (2, vec![all / 3, all / 4]), (3, vec![all / 4, all / 3, all / 2])] {
-        let devices = slots.len();
-        let Some(config) = paged(&slots, Probe { random_fill: Some(seed), ..waiting() }) else { return };
-        let engine = load("qwen3moe", &config);
-        assert_eq!(engine.gpus().len(), devices);
-        let report = engine.expert_report().unwrap();
-        assert_eq!(report.filled, slots.iter().sum::<usize>().min(all), "filled at the start");
-        check_as("qwen3moe", 5e-4, &config);
+    for model in ["qwen3moe", "qwen3moe_wide"] {
+        let all = entries(model);
+        for (seed, slots) in [(1, vec![all / 2]), (2, vec![all / 3, all / 4]), (3, vec![all / 4, all / 3, all / 2])] {
+            let devices = slots.len();
+            let Some(config) = paged(&slots, Probe { random_fill: Some(seed), ..waiting() }) else { return };
+            let engine = load(model, &config);
+            assert_eq!(engine.gpus().len(), devices);
+            let report = engine.expert_report().unwrap();
+            assert_eq!(report.filled, slots.iter().sum::<usize>().min(all), "filled at the start");
+            check_as(model, 5e-4, &config);
+        }
     }
 }
 
@@ -98,7 +102,7 @@ fn check_greedy(model: &str, what: &str, config: &EngineConfig) -> rynd::engine:
 
 #[test]
 fn other_experts_after_every_token_give_the_same_ids() {
-    for model in ["qwen3moe", "mixtral"] {
+    for model in ["qwen3moe", "qwen3moe_wide", "mixtral"] {
         let slots = entries(model) / 3;
         for slots in [vec![slots], vec![slots, slots]] {
             let Some(config) = paged(&slots, Probe { churn: true, ..waiting() }) else { return };
@@ -152,7 +156,7 @@ fn uploads() -> bool {
 
 #[test]
 fn three_tiers_that_move_and_fail_at_once_give_the_same_ids() {
-    for model in ["qwen3moe", "mixtral"] {
+    for model in ["qwen3moe", "qwen3moe_wide", "mixtral"] {
         let (all, bytes) = (entries(model), expert_bytes(model));
         for (part, ram, fail_every) in [(4, 0, None), (4, bytes / 4, Some(3)), (2, 0, Some(5)), (2, bytes / 2, None)] {
             for wait in [true, false] {

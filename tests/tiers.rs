@@ -4,6 +4,9 @@
 
 mod golden_case;
 
+#[path = "golden_case/wide.rs"]
+mod wide;
+
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,7 +27,7 @@ fn fixture(path: &str) -> PathBuf {
 }
 
 fn model(name: &str) -> PathBuf {
-    fixture(&format!("models/{name}/model.gguf"))
+    if name == "qwen3moe_wide" { wide::path() } else { fixture(&format!("models/{name}/model.gguf")) }
 }
 
 fn reference(model: &str) -> Value {
@@ -93,7 +96,7 @@ fn all_logits(engine: &mut Engine, prompt: &[u32]) -> Vec<f32> {
 
 #[test]
 fn greedy_ids_equal_the_reference_for_any_budget() {
-    for name in ["qwen3moe", "mixtral"] {
+    for name in ["qwen3moe", "qwen3moe_wide", "mixtral"] {
         let reference = reference(name);
         let [token, all] = sizes(&Engine::load(&model(name), &config(None)).unwrap());
         for budget in [0, token, all / 2, all - 1, all] {
