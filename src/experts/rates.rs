@@ -339,8 +339,6 @@ pub fn own_bytes() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
     use super::*;
 
     fn gpu(vram: f64) -> GpuRates {
