@@ -4,9 +4,6 @@
 
 mod golden_case;
 
-#[path = "golden_case/wide.rs"]
-mod wide;
-
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,7 +24,7 @@ fn fixture(path: &str) -> PathBuf {
 }
 
 fn model(name: &str) -> PathBuf {
-    if name == "qwen3moe_wide" { wide::path() } else { fixture(&format!("models/{name}/model.gguf")) }
+    if name == "qwen3moe_wide" { golden_case::wide::path() } else { fixture(&format!("models/{name}/model.gguf")) }
 }
 
 fn reference(model: &str) -> Value {
