@@ -102,10 +102,15 @@ fn line(gguf: &Gguf, config: &EngineConfig, shape: &Shape, context: Context, ram
 /// where GPUs may take part whose rates are known: then it is told when they are open.
 fn speed(gguf: &Gguf, config: &EngineConfig, shape: &Shape, context: Context, ram: u64) -> Option<String> {
     let home = Home::from_env().ok()?;
-    if config.gpu.choice != GpuChoice::Off && Rates::has_gpus(&home) {
+    if waits_for_gpus(&home, config) {
         return None;
     }
     modelled(&rig(&home, gguf, config, ram)?, shape, context)
+}
+
+/// Whether the speed is told when it is known which GPUs take part.
+fn waits_for_gpus(home: &Home, config: &EngineConfig) -> bool {
+    config.gpu.choice != GpuChoice::Off && Rates::has_gpus(home)
 }
 
 /// This machine without GPUs, by its kept rates.
@@ -133,19 +138,24 @@ fn modelled(rig: &Rig, shape: &Shape, context: Context) -> Option<String> {
     Some(if speeds[0] == speeds[1] { speeds[0].clone() } else { speeds.join(" to ") })
 }
 
-/// Tells the speed that the cost model gives with the GPUs that were opened, where their rates are kept.
+/// Tells the speed that the cost model gives with what the model runs on, where that had to be waited for.
 pub fn tell_speed(engine: &Engine, config: &EngineConfig) {
     if QUIET.load(Ordering::Relaxed) || !std::io::stderr().is_terminal() {
         return;
     }
-    if let Some(speed) = speed_with_gpus(engine, config) {
+    if let Some(speed) = speed_when_open(engine, config) {
+        let whose = if engine.gpus().is_empty() { "CPU" } else { "GPUs" };
         // A lost line is no reason to fail.
-        let _ = writeln!(std::io::stderr(), "rynd: about {speed} tok/s by the measured rates of the GPUs");
+        let _ = writeln!(std::io::stderr(), "rynd: about {speed} tok/s by the measured rates of the {whose}");
     }
 }
 
-fn speed_with_gpus(engine: &Engine, config: &EngineConfig) -> Option<String> {
+/// `None` where it was told before, or the rates of a GPU are unknown.
+fn speed_when_open(engine: &Engine, config: &EngineConfig) -> Option<String> {
     let home = Home::from_env().ok()?;
+    if engine.gpus().is_empty() && !waits_for_gpus(&home, config) {
+        return None;
+    }
     let shape = Shape::read(&Outline::of(engine.gguf())).ok()?;
     let mut rig = rig(&home, engine.gguf(), config, ram(config)?)?;
     let mut unified = false;
@@ -155,9 +165,10 @@ fn speed_with_gpus(engine: &Engine, config: &EngineConfig) -> Option<String> {
         let usable = adapter.memory_bytes.map(Rig::usable_vram);
         Some((share.budget.or(usable).unwrap_or(share.bytes), kept_gpu_rates(adapter, &home)?))
     });
-    let gpus: Option<Vec<_>> = gpus.collect();
-    let gpus = gpus.filter(|gpus| !gpus.is_empty())?;
-    rig.set_measured(&gpus, unified && config.gpu.memory.is_none());
+    let gpus: Vec<_> = gpus.collect::<Option<_>>()?;
+    if !gpus.is_empty() {
+        rig.set_measured(&gpus, unified && config.gpu.memory.is_none());
+    }
     modelled(&rig, &shape, context(&shape, config))
 }
 
