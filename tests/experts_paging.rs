@@ -88,6 +88,38 @@ fn experts_at_random_on_one_two_or_three_devices_give_the_reference() {
     }
 }
 
+/// The head and one layer on GPUs; the other layers' steps run on the CPU.
+fn one_layer(config: EngineConfig) -> EngineConfig {
+    let gpu = GpuOptions { layers: Some(2), ..config.gpu };
+    EngineConfig { gpu, ..config }
+}
+
+#[test]
+fn experts_of_layers_on_the_cpu_run_on_the_gpus_that_hold_them() {
+    for model in ["qwen3moe", "qwen3moe_wide"] {
+        let all = entries(model);
+        for (slots, batch) in [(vec![1], 512), (vec![all / 2], 7), (vec![all], 512), (vec![all / 3, all / 4], 512)] {
+            let Some(config) = paged(&slots, Probe { random_fill: Some(4), ..waiting() }) else { return };
+            let config = EngineConfig { batch, ..one_layer(config) };
+            let engine = load(model, &config);
+            let experts = |side: Side| {
+                let here = |op: &Op| matches!(op, Op::Experts { .. });
+                engine.plan().steps.iter().filter(|step| step.side == side && here(&step.op)).count()
+            };
+            assert!(experts(Side::Cpu) > 0 && experts(Side::Gpu(0)) == 1);
+            drop(engine);
+            check_as(model, 5e-4, &config);
+            let report = check_greedy(model, "layers on the CPU", &config);
+            let all_there = slots[0] == all;
+            assert_eq!(report.counters.hits == report.counters.picks, all_there, "{report}");
+            assert_eq!(report.prompts.cpu_picks == 0, all_there, "{report}");
+        }
+        let slots = [all / 3, all / 4];
+        let Some(config) = paged(&slots, Probe { churn: true, ..Probe::default() }) else { return };
+        check_greedy(model, "layers on the CPU, everything moves", &one_layer(config));
+    }
+}
+
 /// Greedy ids of both prompts, and what the pager counted.
 fn check_greedy(model: &str, what: &str, config: &EngineConfig) -> rynd::engine::ExpertReport {
     let reference = reference(model);
@@ -286,8 +318,9 @@ fn the_engine_counts_what_the_simulator_counts() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.trace");
     let all = entries(model);
-    for slots in [all / 8, all / 4, all / 2] {
+    for (slots, on_cpu) in [(all / 8, false), (all / 4, false), (all / 2, false), (all / 4, true)] {
         let Some(config) = paged(&[slots], waiting()) else { return };
+        let config = if on_cpu { one_layer(config) } else { config };
         let mut engine = load(model, &EngineConfig { trace: Some(path.clone()), ..config });
         let start = ids(&reference(model)["prompts"]["long"]["ids"]);
         greedy(&mut engine, &start, 40);

@@ -48,7 +48,7 @@ fn mixture(formats: [Format; 3], [n, ff, experts, used]: [usize; 4]) -> Mixture 
 impl Mixture {
     fn gpu(&self, handicap: Handicap, index: u8, slots: usize, batch: usize) -> Option<Gpu> {
         let config = GpuConfig { index, batch, pages: 4, first_pages: 4, kv: KvFormat::F16 };
-        let pools = [SlotPool { steps: vec![1, 3], slots, cuts: vec![] }];
+        let pools = [SlotPool { steps: vec![1, 3], slots, cuts: vec![], wave: 0 }];
         Some(Gpu::with_pools(device(handicap)?, self.case.weights(), &config, &pools).unwrap())
     }
 
@@ -223,6 +223,63 @@ fn a_slot_is_given_from_one_expert_to_another_while_runs_are_submitted() {
 }
 
 #[test]
+fn waves_add_what_has_no_slot() {
+    let handicaps = [
+        Handicap::default(),
+        // Two experts a bank of gate and up rows: a wave lies in several.
+        Handicap { binding_bytes: Some(300 << 10), ..Handicap::default() },
+    ];
+    for handicap in handicaps {
+        let mixture = mixture([Format::Q4_K, Format::Q4_K, Format::Q6_K], [256, 256, 9, 3]);
+        let Some(device) = device(handicap) else { return };
+        let config = GpuConfig { index: 0, batch: 70, pages: 4, first_pages: 4, kv: KvFormat::F16 };
+        let wave = 5;
+        let pools = [SlotPool { steps: vec![1, 3], slots: 6, cuts: vec![], wave }];
+        let mut gpu = Gpu::with_pools(device, mixture.case.weights(), &config, &pools).unwrap();
+        assert_eq!([gpu.wave_slots(0), gpu.wave_slots(1), gpu.wave_slots(3)], [0, wave, wave]);
+        let mut cpu = mixture.case.cpu(70, 4, KvFormat::F16);
+        let maps = mixture.fill(&mut gpu, 6, 6, &mut Random::new(8));
+        let mut half = 0;
+        for t in [2, 5, 70] {
+            let tokens = tokens(t);
+            let env = Env { tokens: &tokens, rows: &[], pages: &[&[0, 1]] };
+            let inputs = mixture.case.fill(t, t as u64);
+            let whole = mixture.partial(&mut cpu, &env, &inputs, |_, _| true);
+            for (slot, values) in &inputs {
+                gpu.write(*slot, values).unwrap();
+            }
+            gpu.reset_counters();
+            gpu.begin(&env).unwrap();
+            let mut missing = 0;
+            for layer in 0..2 {
+                let step = 2 * layer + 1;
+                gpu.submit(step - 1..step + 1, &[]).unwrap();
+                // From the last expert to the first, over both halves in turn.
+                let experts: Vec<usize> = (0..9).rev().filter(|&e| maps[layer][e] == NO_SLOT).collect();
+                missing += experts.len();
+                for experts in experts.chunks(wave - layer) {
+                    let bytes = |&e: &usize| mixture.tensors[layer].map(|id| mixture.case.weights().expert(id, e));
+                    let bytes: Vec<_> = experts.iter().map(bytes).collect();
+                    gpu.upload_wave(step, half % 2, &bytes).unwrap();
+                    gpu.submit_wave(step, half % 2, experts, true).unwrap();
+                    half += 1;
+                }
+            }
+            let mut found = vec![0.0; whole.len()];
+            gpu.read(mixture.out, &mut found).unwrap();
+            let off = nmse_added(&found, &whole, mixture.base(&inputs));
+            assert!(off <= CLOSE, "{t} tokens, {handicap:?}: the whole is {off:.1e} off");
+            let slot_bytes = expert_slot_bytes(mixture.case.weights().plan(), 1).unwrap();
+            let counted = gpu.counters();
+            assert_eq!(counted.streamed, missing as u64);
+            assert_eq!(counted.streamed_bytes, missing as u64 * slot_bytes);
+        }
+        let error = gpu.upload_wave(0, 0, &[]).unwrap_err().to_string();
+        assert!(error.contains("no room for waves"), "{error}");
+    }
+}
+
+#[test]
 fn a_gpu_sums_experts_of_steps_that_are_another_sides() {
     let mixture = mixture([Format::Q4_K, Format::Q4_K, Format::Q6_K], [256, 256, 5, 2]);
     let Some(mut gpu) = mixture.gpu(Handicap::default(), 1, 4, 6) else { return };
@@ -266,7 +323,7 @@ fn pools_say_what_they_can_not_hold() {
             device.clone(),
             mixture.case.weights(),
             &config,
-            &[SlotPool { steps, slots, cuts: vec![] }],
+            &[SlotPool { steps, slots, cuts: vec![], wave: 0 }],
         );
         made.err().map(|e| e.to_string()).unwrap_or_default()
     };
@@ -290,7 +347,7 @@ fn a_pool_gives_up_its_last_slots_and_takes_them_again() {
         let mixture = mixture([Format::Q4_K, Format::Q4_K, Format::Q6_K], [256, 256, 9, 3]);
         let Some(device) = device(handicap) else { return };
         let config = GpuConfig { index: 0, batch: 8, pages: 4, first_pages: 4, kv: KvFormat::F16 };
-        let pools = [SlotPool { steps: vec![1, 3], slots: 12, cuts: vec![7, 3] }];
+        let pools = [SlotPool { steps: vec![1, 3], slots: 12, cuts: vec![7, 3], wave: 0 }];
         let mut gpu = Gpu::with_pools(device.clone(), mixture.case.weights(), &config, &pools).unwrap();
         let mut cpu = mixture.case.cpu(8, 4, KvFormat::F16);
         let mut maps = mixture.fill(&mut gpu, 12, 12, &mut Random::new(4));

@@ -264,7 +264,7 @@ fn report(arguments: &Arguments, outline: &Outline, shape: &Shape, rig: Rig, mut
     if rig.vram() > 0 {
         notes.push(format!("{:.0} us a layer for launches and for the sides to meet", rig.sync_seconds * 1e6));
     }
-    notes.push("prefill: copies, reads and arithmetic overlap; attention's own work is not counted".to_owned());
+    notes.push("prefill: copies, reads and arithmetic overlap (on a GPU with one queue they take turns); attention's own work is not counted".to_owned());
     if rig.vram() > 0 && rig.gpu_ops.is_none() {
         notes.push("the cards' arithmetic is unknown, so prefill counts bytes only".to_owned());
     }
@@ -422,6 +422,7 @@ fn print(out: &mut impl Write, report: &Report) -> Result<()> {
         let way = match (prefill.way, rig.vram() > 0 && !rig.unified) {
             (cost::Way::Streamed, true) => "layers stream through VRAM, ",
             (cost::Way::Cpu, true) => "experts outside VRAM on the CPU, ",
+            (cost::Way::Split, true) => "experts stream through VRAM or run on the CPU, both at once, ",
             _ => "",
         };
         let label = format!("of {}", prefill.batch);

@@ -7,9 +7,10 @@
 use std::sync::Arc;
 
 use super::gpu_rates::{kept_gpu_rates, measure_gpu};
-use super::hybrid::{ExpertChoice, Rooms, SlotPlan, sizes as cache_sizes};
+use super::hybrid::{ExpertChoice, Rooms, SlotPlan, WaveRoom, sizes as cache_sizes};
 use super::{EngineConfig, EngineError};
 use crate::backend::KvFormat;
+use crate::experts::rates::Rates;
 use crate::gpu::{AdapterReport, Devices, Gpu, GpuConfig, GpuError, Handicap, Listing, dispatches, refusal, room};
 use crate::plan::{KvId, Op, PAGE_TOKENS, Plan, Room, Side, Sides, Step, WeightId, place};
 use crate::weights::Weights;
@@ -141,7 +142,7 @@ impl Outline {
             Some(sides) => Ok(sides.clone()),
             None => fit(plan, gpu, &budgets, sizes),
         };
-        if let Some((placed, slots)) = paged(plan, config, gpu, &fits, &budgets, sizes) {
+        if let Some((placed, slots)) = paged(plan, config, gpu, &fits, (&adapters, &budgets), sizes) {
             return Ok(Outline {
                 plan: Arc::new(placed),
                 adapters,
@@ -166,6 +167,12 @@ impl Outline {
         })
     }
 
+    /// The same, by figures of the GPUs, which are measured where none are kept.
+    pub fn measured(plan: &Plan, config: &EngineConfig) -> Result<Outline, EngineError> {
+        let outline = Outline::new(plan, config)?;
+        if outline.measure(config) { Outline::new(plan, config) } else { Ok(outline) }
+    }
+
     /// Of a move, the side it comes from.
     pub fn moved_from(&self, step: usize) -> Option<Side> {
         let Op::Move { slot } = self.plan.steps[step].op else { return None };
@@ -186,20 +193,29 @@ impl Outline {
         }
     }
 
-    /// Measures GPUs that experts will be paged to and that never were, before their memory is full. That it failed is
-    /// told: then only what needs the figures is left out.
-    pub fn measure(&self, config: &EngineConfig) {
-        let (Some(devices), Some(home), Some(_)) = (&self.devices, &config.rates, &self.slots) else { return };
+    /// Measures GPUs that experts will be paged to and that never were, before their memory is full, and says whether there
+    /// are new figures. That it failed is told: then only what needs the figures is left out.
+    fn measure(&self, config: &EngineConfig) -> bool {
+        let (Some(devices), Some(home), Some(_)) = (&self.devices, &config.rates, &self.slots) else { return false };
+        let threads = config.threads();
+        let mut is_new = Rates::load(home, threads).is_none();
+        if is_new {
+            Rates::measure(threads).save(home);
+        }
         for adapter in &self.adapters {
             if kept_gpu_rates(adapter, home).is_some() {
                 continue;
             }
             let (index, name) = (adapter.index, &adapter.name);
-            match measure_gpu(devices, adapter, home, config.threads(), config.gpu.memory) {
-                Ok(rates) => (config.notice)(&format!("GPU {index} ({name}) was measured: {rates}")),
+            match measure_gpu(devices, adapter, home, threads, config.gpu.memory) {
+                Ok(rates) => {
+                    is_new = true;
+                    (config.notice)(&format!("GPU {index} ({name}) was measured: {rates}"));
+                }
                 Err(e) => (config.notice)(&format!("GPU {index} ({name}) could not be measured: {e}")),
             }
         }
+        is_new
     }
 
     /// Opens the devices and uploads the weights.
@@ -229,7 +245,7 @@ fn paged(
     config: &EngineConfig,
     gpu: &GpuOptions,
     fits: &Result<Sides, EngineError>,
-    budgets: &[Option<u64>],
+    (adapters, budgets): (&[AdapterReport], &[Option<u64>]),
     sizes: Sizes,
 ) -> Option<(Plan, SlotPlan)> {
     let experts = &config.experts;
@@ -265,7 +281,8 @@ fn paged(
             Rooms { pages, bytes }
         })
         .collect();
-    let slots = SlotPlan::new(&placed, &rooms, experts.probe.slots.as_deref())?;
+    let waves = WaveRoom::new(config, adapters, sizes.batch);
+    let slots = SlotPlan::new(&placed, &rooms, experts.probe.slots.as_deref(), &waves)?;
     Some((placed, slots))
 }
 

@@ -21,7 +21,10 @@ use std::time::Instant;
 
 pub use gpu_rates::{kept_gpu_rates, measure_gpu};
 pub use gpus::{GpuChoice, GpuOptions, GpuShare, Outline};
-pub use hybrid::{CacheReport, ExpertChoice, ExpertOptions, ExpertReport, Probe, RivalProbe, SlotPlan};
+pub use hybrid::{
+    CacheReport, ExpertChoice, ExpertOptions, ExpertReport, Passing, Probe, Prompts, RivalProbe, Rooms, SlotPlan,
+    WaveRoom,
+};
 pub use record::{expert_header, header_of, router_key};
 pub use session::{Session, Span, Wanted, advance};
 pub use split::Split;
@@ -214,7 +217,7 @@ impl Engine {
         }
         let plan = models::plan(&gguf, &config.rope)?;
         let (plan, backend, Observers { input_sums, picks, tier, heat }) =
-            match Engine::backend(&gguf, Outline::new(&plan, config), config) {
+            match Engine::backend(&gguf, Outline::measured(&plan, config), config) {
                 Ok(made) => made,
                 Err(e) if config.gpu.choice == GpuChoice::Auto && e.is_of_gpu() => {
                     config.tell_of_cpu(&e);
@@ -272,7 +275,6 @@ impl Engine {
         let plan = Arc::clone(&outline.plan);
         let Sizes { batch, pages, kv } = Sizes::new(&plan, config);
         let weights = Weights::new(gguf.clone(), Arc::clone(&plan));
-        outline.measure(config);
         let mut gpus = outline.open(&weights, config)?;
         let mut known = Known::read(gguf, &plan, config)?;
         let start = known.as_ref().and_then(|known| known.start.clone());

@@ -79,11 +79,14 @@ impl Split {
         let plan = Arc::clone(&self.plan);
         let written = || plan.steps[steps.clone()].iter().flat_map(|step| step.op.writes());
         match side {
-            Side::Cpu => self.cpu.run(steps.clone(), env)?,
+            Side::Cpu => {
+                let from = self.run_experts(side, steps.clone(), env)?;
+                self.cpu.run(from..steps.end, env)?;
+            }
             Side::Gpu(gpu) => {
                 // A part of a stage reads back only what it wrote itself.
                 let wanted: Vec<Slot> = wanted.iter().copied().filter(|slot| written().any(|s| s == *slot)).collect();
-                let from = self.run_experts(gpu as usize, steps.clone(), env)?;
+                let from = self.run_experts(side, steps.clone(), env)?;
                 let gpu = &mut self.gpus[gpu as usize];
                 if self.best && wanted == [plan.logits] {
                     gpu.submit_best(from..steps.end, &[])?;
@@ -98,9 +101,9 @@ impl Split {
         Ok(())
     }
 
-    /// Of a GPU's steps those up to the last one that another side has a part in: experts in slots, and routers when someone
-    /// wants to know their picks. Returns where the rest begins.
-    fn run_experts(&mut self, gpu: usize, steps: Range<usize>, env: &Env) -> Result<usize, BackendError> {
+    /// Of a side's steps those up to the last one that another side has a part in: experts in slots, and a GPU's routers when
+    /// someone wants to know their picks. Returns where the rest begins.
+    fn run_experts(&mut self, side: Side, steps: Range<usize>, env: &Env) -> Result<usize, BackendError> {
         let mut from = steps.start;
         if let Some(hybrid) = &mut self.hybrid {
             for layer in hybrid.layers_in(&steps) {
@@ -110,7 +113,8 @@ impl Split {
                 }
                 from = hybrid.step(layer).map_or(from, |step| step + 1);
             }
-        } else if let Some(log) = &self.log {
+        } else if let (Some(log), Side::Gpu(gpu)) = (&self.log, side) {
+            let gpu = gpu as usize;
             let mut rows = vec![];
             for step in steps {
                 if let Op::Router { weight, used, picks, .. } = self.plan.steps[step].op {

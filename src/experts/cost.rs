@@ -9,7 +9,8 @@
 //! replays of routing traces between a tenth and nine tenths resident. A measured hit rate replaces the guess.
 
 use super::rig::Rig;
-use super::shape::Shape;
+use super::shape::{Layer, Shape};
+use super::waves::{self, Expert, WaveRates, Work, touched};
 
 /// Bytes that rynd needs beside weights and cache: vocabulary, activations, program.
 pub const OWN_BYTES: u64 = 150 << 20;
@@ -201,6 +202,8 @@ pub enum Way {
     Streamed,
     /// The CPU computes what is not in VRAM.
     Cpu,
+    /// Some experts pass through VRAM while the CPU computes the others.
+    Split,
 }
 
 /// One batch of prompt tokens.
@@ -213,42 +216,73 @@ pub struct Prefill {
     pub bound: &'static str,
 }
 
-/// Speed of a prompt in batches of `batch` tokens, the faster way. Attention's own work, which grows with the depth, is
+/// Speed of a prompt in batches of `batch` tokens, the fastest way. Attention's own work, which grows with the depth, is
 /// not counted.
 pub fn prefill(shape: &Shape, rig: &Rig, placed: &Placement, batch: u64) -> Prefill {
     let tokens = batch as f64;
-    let touched = |layer: &super::shape::Layer| match layer.experts {
-        0 => 0.0,
-        n => 1.0 - (1.0 - layer.used as f64 / n as f64).powf(tokens),
-    };
+    let picked = |l: &Layer| touched(l.experts as f64, l.used as f64, tokens);
     let all = shape.expert_bytes().max(1) as f64;
-    let read: f64 = shape.layers.iter().map(|l| touched(l) * (l.experts * l.expert_bytes) as f64).sum();
+    let read: f64 = shape.layers.iter().map(|l| picked(l) * l.expert_bytes as f64).sum();
     let part = |held: &Held| read * held.expert_bytes as f64 / all;
     let (in_vram, in_ram, on_disk) = (part(&placed.vram), part(&placed.ram), part(&placed.disk));
     let ops = 2.0 * shape.weights_per_token() as f64 * tokens;
-    let arithmetic = |rate: Option<f64>, share: f64| rate.map_or(0.0, |rate| ops * share / rate);
     let disk = (on_disk + placed.disk.dense_bytes as f64) / rig.disk_rate;
     let outside = (in_ram + on_disk) / read.max(1.0);
+    let rates = WaveRates {
+        bus: if rig.unified { f64::INFINITY } else { rig.bus_rate },
+        gpu_ops: rig.gpu_ops.unwrap_or(f64::INFINITY),
+        cpu_ops: rig.cpu_ops.unwrap_or(f64::INFINITY),
+        ram: rig.ram_rate,
+        overlap: true,
+    };
+    // Copies, reads and arithmetic overlap, so each is timed alone.
+    let streamed = |work: Work| [Work { ops: 0.0, ..work }, Work { bytes: 0.0, ..work }].map(|work| rates.stream(work));
+    let computed =
+        |work: Work| [Work { ops: 0.0, ..work }, Work { bytes: 0.0, ..work }].map(|work| rates.compute(work));
 
     let mut ways = vec![];
+    let dense_ram = placed.ram.dense_bytes as f64;
     if rig.vram() > 0 {
         let memory = (placed.vram.dense_bytes as f64 + read) / rig.vram_rate;
-        let bus = if rig.unified { 0.0 } else { (in_ram + on_disk + placed.ram.dense_bytes as f64) / rig.bus_rate };
-        ways.push((Way::Streamed, [bus, disk, memory, arithmetic(rig.gpu_ops, 1.0)]));
+        let [bus, arithmetic] = streamed(Work { bytes: in_ram + on_disk + dense_ram, ops });
+        ways.push((Way::Streamed, [bus, disk, memory, arithmetic]));
     }
     if rig.vram() == 0 || (rig.cpu_ops.is_some() && !rig.unified) {
-        let memory = (placed.ram.dense_bytes as f64 + in_ram + on_disk) / rig.ram_rate;
         let experts = shape.layers.iter().map(|l| l.used * l.expert_weights).sum::<u64>() as f64;
         let of_cpu = if rig.vram() == 0 { 1.0 } else { outside * experts / shape.weights_per_token().max(1) as f64 };
+        let [memory, arithmetic] = computed(Work { bytes: dense_ram + in_ram + on_disk, ops: ops * of_cpu });
         let hits = (placed.vram.dense_bytes as f64 + in_vram) / rig.vram_rate;
-        ways.push((Way::Cpu, [0.0, disk, memory.max(hits), arithmetic(rig.cpu_ops, of_cpu)]));
+        ways.push((Way::Cpu, [0.0, disk, memory.max(hits), arithmetic]));
+    }
+    if rig.vram() > 0 && rig.cpu_ops.is_some() && !rig.unified {
+        let (mut passing, mut left) = (0.0, Work { bytes: dense_ram, ops: 0.0 });
+        for layer in shape.layers.iter().filter(|layer| layer.experts > 0) {
+            let [streams, stays] = split(&rates, layer, tokens, picked(layer), outside);
+            passing += streams.bytes;
+            left = Work { bytes: left.bytes + stays.bytes, ops: left.ops + stays.ops };
+        }
+        let [bus, on_gpu] = streamed(Work { bytes: passing, ops: ops - left.ops });
+        let [memory, on_cpu] = computed(left);
+        let vram = (placed.vram.dense_bytes as f64 + in_vram + passing) / rig.vram_rate;
+        ways.push((Way::Split, [bus, disk, memory.max(vram), on_gpu.max(on_cpu)]));
     }
     const NAMES: [&str; 4] = ["bus", "disk", "memory", "arithmetic"];
     let timed = ways.into_iter().map(|(way, times)| {
-        // Copies, reads and arithmetic overlap, so the slowest of them decides.
         let slowest = (0..4).max_by(|&a, &b| times[a].total_cmp(&times[b])).unwrap_or(0);
         (way, times[slowest], NAMES[slowest])
     });
     let best = timed.min_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or((Way::Cpu, f64::INFINITY, "memory"));
     Prefill { batch, tokens_per_second: tokens / best.1, way: best.0, bound: best.2 }
+}
+
+/// Of a layer whose picks are spread evenly, and of whose experts this part is not in VRAM: what passes through VRAM, and what
+/// the CPU computes.
+fn split(rates: &WaveRates, layer: &Layer, tokens: f64, picked: f64, outside: f64) -> [Work; 2] {
+    let each = tokens * layer.used as f64 / picked.max(1.0);
+    let expert = Expert { bytes: layer.expert_bytes, weights: layer.expert_weights };
+    let missing: Vec<(usize, u32)> = (0..(picked * outside).round() as usize).map(|e| (e, each as u32)).collect();
+    let resident = (tokens * layer.used as f64 * (1.0 - outside)) as u64;
+    let streamed = waves::share(rates, expert, &missing, resident).streamed.len();
+    let work = expert.work(each);
+    [streamed, missing.len() - streamed].map(|n| Work { bytes: work.bytes * n as f64, ops: work.ops * n as f64 })
 }

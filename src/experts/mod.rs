@@ -27,6 +27,7 @@ mod summary;
 mod tally;
 pub mod tier;
 mod trace;
+pub mod waves;
 
 pub use belady::{Future, belady};
 pub use guard::{Guard, Verdict};

@@ -24,6 +24,9 @@ pub struct Counters {
     pub written_bytes: u64,
     /// Weight bytes that the dispatches read, in GPU layout.
     pub weight_bytes: u64,
+    /// Experts that passed through in waves, and their bytes in GPU layout.
+    pub streamed: u64,
+    pub streamed_bytes: u64,
 }
 
 /// Tests and measurements take away what an adapter has.
@@ -240,16 +243,33 @@ impl Device {
 
     /// Memory of the host that values are read back through; no budget is asked.
     pub(super) fn host_buffer(&self, bytes: u64) -> Result<wgpu::Buffer, GpuError> {
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        self.host_memory("reading values back", bytes, usage, false)
+    }
+
+    /// Memory of the host that weights pass through, mapped; no budget is asked.
+    pub(super) fn staging_buffer(&self, bytes: u64) -> Result<wgpu::Buffer, GpuError> {
+        let usage = wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC;
+        self.host_memory("staging memory of waves", bytes, usage, true)
+    }
+
+    fn host_memory(
+        &self,
+        what: &str,
+        bytes: u64,
+        usage: wgpu::BufferUsages,
+        mapped: bool,
+    ) -> Result<wgpu::Buffer, GpuError> {
         let scope = self.0.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let buffer = self.0.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("values on the host"),
+            label: Some(what),
             size: bytes.next_multiple_of(16).max(16),
-            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
+            usage,
+            mapped_at_creation: mapped,
         });
         if pollster::block_on(scope.pop()).is_some() {
-            let what = "reading values back".to_owned();
-            return Err(GpuError::OutOfMemory { adapter: self.0.report.name.clone(), what, bytes });
+            let (adapter, what) = (self.0.report.name.clone(), what.to_owned());
+            return Err(GpuError::OutOfMemory { adapter, what, bytes });
         }
         self.check()?;
         Ok(buffer)

@@ -13,6 +13,7 @@
 //! upload may be on its way then, and no map may name a slot that goes.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -34,6 +35,8 @@ pub struct SlotPool {
     pub slots: usize,
     /// Numbers of slots that the pool may be cut down to, in any order.
     pub cuts: Vec<usize>,
+    /// Experts of a wave (see `waves`), for which there is room twice; 0 where none will pass.
+    pub wave: usize,
 }
 
 /// A pool on a device.
@@ -41,6 +44,7 @@ pub(super) struct Pool {
     matrices: Mutex<Matrices>,
     pub map: wgpu::Buffer, // (steps, experts)
     pub experts: usize,
+    pub halves: Vec<Half>,          // two, or none
     rows_of: HashMap<usize, usize>, // step -> row of the map
     layouts: [&'static Layout; 2],  // of up, of down
     nothing: wgpu::Buffer,          // bound in place of slots that are gone
@@ -54,7 +58,7 @@ pub(super) struct Matrices {
 }
 
 impl Matrices {
-    fn each(&self) -> [&Matrix; 2] {
+    pub(super) fn each(&self) -> [&Matrix; 2] {
         [&self.up, &self.down]
     }
 
@@ -66,6 +70,12 @@ impl Matrices {
     fn slot_bytes(&self) -> u64 {
         self.each().map(Matrix::slot_bytes).iter().sum()
     }
+}
+
+/// Room for one wave of experts that pass through.
+pub(super) struct Half {
+    pub matrices: Matrices,
+    pub map: wgpu::Buffer, // (experts), of the layer that passes
 }
 
 /// The tensors of an `Op::Experts`.
@@ -121,13 +131,22 @@ impl Pool {
         let map = device.storage("expert slot maps", values_bytes(words), "leave layers on the CPU")?;
         device.queue().write_buffer(&map, 0, bytemuck::cast_slice(&vec![NO_SLOT; words]));
         let nothing = device.storage("expert slots", 0, "use fewer expert slots")?;
-        let up = Arc::new(Matrix::slots(device, layouts[0], [2 * ff, k], &cuts, &nothing)?);
-        let down = Arc::new(Matrix::slots(device, layouts[1], [n, hidden], &cuts, &nothing)?);
+        let matrices = |cuts: &[usize]| -> Result<Matrices, GpuError> {
+            let up = Arc::new(Matrix::slots(device, layouts[0], [2 * ff, k], cuts, &nothing)?);
+            Ok(Matrices { up, down: Arc::new(Matrix::slots(device, layouts[1], [n, hidden], cuts, &nothing)?) })
+        };
+        let halves = (0..if pool.wave > 0 { 2 } else { 0 })
+            .map(|_| {
+                let map = device.storage("the slot map of a wave", values_bytes(experts), "leave layers on the CPU")?;
+                Ok(Half { matrices: matrices(&[pool.wave])?, map })
+            })
+            .collect::<Result<_, GpuError>>()?;
         Ok(Pool {
-            matrices: Mutex::new(Matrices { up, down }),
+            matrices: Mutex::new(matrices(&cuts)?),
             nothing,
             map,
             experts,
+            halves,
             rows_of: pool.steps.iter().enumerate().map(|(row, &step)| (step, row)).collect(),
             layouts,
         })
@@ -148,6 +167,7 @@ impl Pool {
             nothing,
             map: device.storage("expert slot maps", values_bytes(1), "leave layers on the CPU")?,
             experts: 1,
+            halves: vec![],
             rows_of: HashMap::new(),
             layouts: [layout, layout],
         })
@@ -220,9 +240,67 @@ impl Pool {
         device.queue().submit([encoder.finish()]);
         device.check()
     }
+
+    /// What an expert's gate, up and down matrices are packed into: gate and up rows in turn, and down's.
+    pub(super) fn parts<'a>(&self, [gate, up, down]: [&'a [u8]; 3]) -> [Part<'a>; 2] {
+        let matrices = self.matrices();
+        [(&matrices.up, self.layouts[0], vec![gate, up]), (&matrices.down, self.layouts[1], vec![down])].map(
+            |(matrix, layout, sources)| {
+                let expected = layout.format.row_bytes(matrix.k).unwrap_or(0) * matrix.rows / sources.len();
+                assert!(sources.iter().all(|source| source.len() == expected), "bytes of one expert's matrix");
+                Part { layout, k: matrix.k, rows: matrix.rows, row_bytes: matrix.row_bytes, sources }
+            },
+        )
+    }
 }
 
-/// Bytes that are packed at a time: they stay in cache until they are copied to staging memory.
+/// One matrix of an expert, as it goes to a slot.
+pub(super) struct Part<'a> {
+    layout: &'static Layout,
+    k: usize,
+    rows: usize,
+    row_bytes: usize,
+    sources: Vec<&'a [u8]>, // whose rows alternate
+}
+
+impl Part<'_> {
+    pub(super) fn bytes(&self) -> usize {
+        self.rows * self.row_bytes
+    }
+
+    /// Its rows in pieces that stay in cache until they are copied to staging memory.
+    pub(super) fn pieces(&self) -> impl Iterator<Item = Range<usize>> {
+        let (rows, rows_a_piece) = (self.rows, (PIECE_BYTES / self.row_bytes).max(1));
+        (0..rows).step_by(rows_a_piece).map(move |first| first..(first + rows_a_piece).min(rows))
+    }
+
+    /// Packs these rows; they begin at the returned byte of the slot's matrix.
+    pub(super) fn pack(&self, rows: Range<usize>, to: &mut Vec<u8>) -> usize {
+        let at = rows.start * self.row_bytes;
+        let source_bytes = self.sources[0].len() * self.sources.len() / self.rows;
+        to.resize(rows.len() * self.row_bytes, 0);
+        for (row, to) in rows.zip(to.chunks_exact_mut(self.row_bytes)) {
+            let begin = row / self.sources.len() * source_bytes;
+            let source = &self.sources[row % self.sources.len()][begin..begin + source_bytes];
+            self.layout.pack(self.k, source, to);
+        }
+        at
+    }
+}
+
+/// Copies a slot's matrix from staging memory.
+pub(super) fn copy_to_slot(
+    encoder: &mut wgpu::CommandEncoder,
+    (staging, from): (&wgpu::Buffer, usize),
+    matrix: &Matrix,
+    slot: usize,
+) {
+    if let Some((bank, to)) = matrix.slot_at(slot) {
+        encoder.copy_buffer_to_buffer(staging, from as u64, bank, to, matrix.slot_bytes());
+    }
+}
+
+/// Bytes that are packed at a time.
 const PIECE_BYTES: usize = 256 << 10;
 
 const COPYING: u8 = 0;
@@ -263,12 +341,7 @@ impl ExpertUploader {
 
     /// Starts to copy an expert into a slot of a pool: its gate, up and down matrices as in the file. Returns when the bytes
     /// are in staging memory; `None`, at once, when all staging buffers are on their way.
-    pub fn start(
-        &mut self,
-        pool: usize,
-        slot: usize,
-        [gate_rows, up_rows, down_rows]: [&[u8]; 3],
-    ) -> Result<Option<Ticket>, GpuError> {
+    pub fn start(&mut self, pool: usize, slot: usize, bytes: [&[u8]; 3]) -> Result<Option<Ticket>, GpuError> {
         self.poll()?;
         let free = |stage: &Stage| stage.ticket.0.load(Ordering::Acquire) != COPYING;
         let Some(at) = self.stages.iter().position(free) else { return Ok(None) };
@@ -277,38 +350,20 @@ impl ExpertUploader {
         }
         let pools = Arc::clone(&self.pools);
         let pool = &pools[pool];
-        let Matrices { up, down } = pool.matrices();
-        assert!(slot < up.experts, "the pool has {} slots", up.experts);
+        let matrices = pool.matrices();
+        assert!(slot < matrices.slots(), "the pool has {} slots", matrices.slots());
         let buffer = self.stages[at].buffer.clone();
         let lost = |e: &dyn std::fmt::Display| self.device.lost(e.to_string());
         let mut view = buffer.get_mapped_range_mut(..).map_err(|e| lost(&e))?;
         let mut encoder = self.device.wgpu().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let mut staged = 0;
-        for (matrix, layout, sources) in
-            [(&up, pool.layouts[0], &[gate_rows, up_rows][..]), (&down, pool.layouts[1], &[down_rows][..])]
-        {
-            let total = matrix.rows * matrix.row_bytes;
-            let from = staged;
-            let source_bytes = sources[0].len() * sources.len() / matrix.rows;
-            for source in sources {
-                let expected = layout.format.row_bytes(matrix.k).unwrap_or(0) * matrix.rows / sources.len();
-                assert_eq!(source.len(), expected, "bytes of one expert's matrix");
+        for (part, matrix) in pool.parts(bytes).iter().zip(matrices.each()) {
+            for rows in part.pieces() {
+                let at = staged + part.pack(rows, &mut self.piece);
+                view.slice(at..at + self.piece.len()).copy_from_slice(&self.piece);
             }
-            let rows_a_piece = (PIECE_BYTES / matrix.row_bytes).max(1);
-            for first in (0..matrix.rows).step_by(rows_a_piece) {
-                let rows = first..(first + rows_a_piece).min(matrix.rows);
-                self.piece.resize(rows.len() * matrix.row_bytes, 0);
-                for (row, to) in rows.zip(self.piece.chunks_exact_mut(matrix.row_bytes)) {
-                    let begin = row / sources.len() * source_bytes;
-                    let source = &sources[row % sources.len()][begin..begin + source_bytes];
-                    layout.pack(matrix.k, source, to);
-                }
-                view.slice(staged..staged + self.piece.len()).copy_from_slice(&self.piece);
-                staged += self.piece.len();
-            }
-            if let Some((bank, to)) = matrix.slot_at(slot) {
-                encoder.copy_buffer_to_buffer(&buffer, from as u64, bank, to, total as u64);
-            }
+            copy_to_slot(&mut encoder, (&buffer, staged), matrix, slot);
+            staged += part.bytes();
         }
         drop(view);
         buffer.unmap();

@@ -25,6 +25,7 @@ mod slots;
 mod timer;
 mod upload;
 mod vectors;
+mod waves;
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -45,6 +46,7 @@ use self::ops::{Adder, Best, KvBuffers, Prepared, Setup, TileSets};
 use self::slots::{Slots, values_bytes};
 use self::timer::Timer;
 use self::vectors::Vectors;
+use self::waves::Waves;
 use crate::backend::{Backend, BackendError, Env, KvFormat};
 use crate::plan::{Op, Plan, Side, Slot};
 use crate::weights::Weights;
@@ -69,6 +71,7 @@ pub struct Gpu {
     plan: Arc<Plan>,
     batch: usize,
     steps: Vec<Option<Prepared>>, // by step; None on another side
+    waves: Option<Waves>,
     slots: Slots,
     kv: Vec<Option<KvBuffers>>, // by cache
     cache_pages: usize,         // that every cache has room for
@@ -156,6 +159,7 @@ impl Gpu {
         let steps = (0..plan.steps.len())
             .map(|step| is_mine(step).then(|| Prepared::new(&mut setup, step)).transpose())
             .collect::<Result<_, _>>()?;
+        let waves = waves::prepare(&mut setup, &pools)?;
         let logits = plan.logits;
         let best = slots.get(logits).is_some().then(|| Best::new(&setup, logits)).transpose()?;
         let mut adders = HashMap::new();
@@ -171,6 +175,7 @@ impl Gpu {
             device,
             batch: config.batch,
             steps,
+            waves,
             slots,
             kv,
             cache_pages: first_pages,

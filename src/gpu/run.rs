@@ -39,6 +39,13 @@ pub(super) struct Scratchpad {
     padded: Vec<f32>,
 }
 
+impl Scratchpad {
+    /// Tokens of the run.
+    pub(super) fn tokens(&self) -> usize {
+        self.tokens
+    }
+}
+
 /// A slot's rows on their way to the host.
 pub(super) struct ReadBack {
     slot: Slot,

@@ -4,6 +4,7 @@
 
 mod network;
 mod shapes;
+mod waves;
 
 use std::process::{Command, Output};
 
@@ -123,9 +124,29 @@ fn a_prompt_streams_through_the_bus_at_its_rate() {
     assert_eq!((placed.vram.expert_bytes, placed.gpu_layers), (0, 62));
     for (batch, speed) in [(2048, 181.0), (4096, 361.0), (8192, 723.0)] {
         let prefill = cost::prefill(&shape, &rig, &placed, batch);
-        near(prefill.tokens_per_second, speed, 0.1);
+        near(prefill.tokens_per_second, speed, 0.05);
         assert_eq!(prefill.bound, "bus");
     }
+}
+
+#[test]
+fn a_prompt_is_shared_by_cards_and_cpu_where_both_are_known() {
+    let big = shapes::coder_480b();
+    let shape = shape(&big, &big.quantised("Q4_K_M"));
+    let alone = Rig::named("4x24g-256-8ch").unwrap();
+    let placed = cost::place(&shape, &alone, F16_32K);
+    let both = Rig { cpu_ops: Some(4e12), ..alone.clone() };
+    for batch in [512, 2048, 8192] {
+        let streamed = cost::prefill(&shape, &alone, &placed, batch);
+        let shared = cost::prefill(&shape, &both, &placed, batch);
+        assert_eq!((streamed.way, shared.way), (cost::Way::Streamed, cost::Way::Split));
+        assert!(shared.tokens_per_second > 1.05 * streamed.tokens_per_second, "{streamed:?} {shared:?}");
+    }
+    // A CPU too slow to help leaves the work to the cards, and one token is no batch.
+    let slow = Rig { cpu_ops: Some(1e9), ..alone.clone() };
+    let [streamed, shared] = [&alone, &slow].map(|rig| cost::prefill(&shape, rig, &placed, 4096).tokens_per_second);
+    near(shared, streamed, 0.01);
+    assert_ne!(cost::prefill(&shape, &both, &placed, 1).way, cost::Way::Streamed);
 }
 
 #[test]

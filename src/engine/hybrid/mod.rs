@@ -1,16 +1,19 @@
 //! A mixture of experts wherever its experts lie: hits run on the GPUs that hold them, misses on the CPU, at once.
 //!
-//! Of a layer the home GPU (that of its attention) gets two submissions: all up to the router, and the hits, which it finds
+//! Of a layer the home GPU (that of its other steps) gets two submissions: all up to the router, and the hits, which it finds
 //! through the slot map in its own memory, with no read-back. Meanwhile the ids come to the host; the CPU computes the
 //! misses from where they lie, other GPUs their hits, and the sums are added once, by the next submission. A layer whose
 //! experts are all at home is read back at the end of the token or, when nothing can change there, never. Between two
 //! tokens the pager says what should move; a thread a GPU uploads it, and it counts when it has arrived. Before a run the
-//! cache may take memory from the slots, or give it back (`elastic`).
+//! cache may take memory from the slots, or give it back (`elastic`). Of a prompt's misses those that are worth it pass
+//! through the home GPU meanwhile (`prompts`), and nothing that is resident makes way for them. A layer whose other steps run
+//! on the CPU sends its hits to the GPUs that hold them, and nothing when there are none.
 
 mod elastic;
 mod layout;
 mod moves;
 mod options;
+mod prompts;
 mod stages;
 mod start;
 mod uploads;
@@ -20,11 +23,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-pub use layout::{Rooms, SlotPlan, Stage};
-pub use options::{CacheReport, ExpertChoice, ExpertOptions, ExpertReport, Probe, RivalProbe};
+pub use layout::{Rooms, SlotPlan, Stage, WaveRoom};
+pub use options::{CacheReport, ExpertChoice, ExpertOptions, ExpertReport, Passing, Probe, Prompts, RivalProbe};
 pub use stages::sizes;
 pub use start::page_experts;
 
+use self::prompts::Waves;
 use self::uploads::Uploads;
 use super::heat::save;
 use crate::backend::{Backend, BackendError, ELSEWHERE, Env, PickLog};
@@ -45,7 +49,8 @@ const BACKLOG: usize = 2;
 #[derive(Clone, Copy)]
 struct Layer {
     step: usize,
-    home: usize,
+    /// The GPU of its other steps; `None`: they run on the CPU.
+    home: Option<usize>,
     x: Slot,
     picks: Slot,
     out: Slot,
@@ -81,6 +86,7 @@ pub struct Hybrid {
     stage: usize, // of `stages`
     slots_at_start: usize,
     cache: CacheReport,
+    waves: Waves,
     // ---- of the current run ----
     picked: Vec<Vec<u32>>, // by layer: (t, used); empty when it was not read
     late: Vec<usize>,      // layers whose picks are read at the end
@@ -138,6 +144,7 @@ impl Hybrid {
             stage: 0,
             slots_at_start: slots.slots(),
             cache: CacheReport::new(slots),
+            waves: Waves::new(weights, slots, options),
             picked: vec![vec![]; count],
             late: vec![],
             rows: vec![],
@@ -210,7 +217,7 @@ impl Hybrid {
         }
     }
 
-    /// Runs a layer's experts, and before them the home GPU's steps from `from` on. Returns when all but the home GPU are done.
+    /// Runs a layer's experts, and before them its home's steps from `from` on. Returns when all but the home GPU are done.
     pub fn run_layer(
         &mut self,
         layer: usize,
@@ -220,9 +227,73 @@ impl Hybrid {
         env: &Env,
         logged: bool,
     ) -> Result<(), BackendError> {
-        let Some(Layer { step, home, x, picks, out, used, widths, .. }) = self.layers[layer] else { return Ok(()) };
+        match self.layers[layer] {
+            Some(info @ Layer { home: Some(home), .. }) => {
+                self.run_gpu_layer((layer, info), home, from, cpu, gpus, env, logged)
+            }
+            Some(info) => self.run_cpu_layer((layer, info), from, cpu, gpus, env),
+            None => Ok(()),
+        }
+    }
+
+    /// Of a layer whose other steps run on the CPU: hits run on the GPUs that hold them, and what they add comes back.
+    fn run_cpu_layer(
+        &mut self,
+        (layer, info): (usize, Layer),
+        from: usize,
+        cpu: &mut Cpu,
+        gpus: &mut [Gpu],
+        env: &Env,
+    ) -> Result<(), BackendError> {
+        let Layer { step, x, picks, out, used, widths, .. } = info;
+        let t = env.tokens.len();
+        cpu.run(from..step, env)?;
+        self.rows.resize(t * 2 * used, 0.0);
+        cpu.read(picks, &mut self.rows)?;
+        self.keep_picks(layer, used);
+        let (others, misses) = self.mask(layer, info, self.with_cache, &[]);
+        if env.is_prompt() {
+            self.waves.counted.picks += (t * used) as u64;
+            self.waves.counted.cpu_picks += misses;
+        }
+        if others.is_empty() {
+            return cpu.run(step..step + 1, env);
+        }
+        self.x.resize(t * widths[0], 0.0);
+        cpu.read(x, &mut self.x)?;
+        self.submit_hits(info, &others, t, gpus)?;
+        if misses > 0 {
+            cpu.write(picks, &self.masked)?;
+            cpu.run(step..step + 1, env)?;
+        }
+        self.sum.resize(t * widths[1], 0.0);
+        cpu.read(out, &mut self.sum)?;
+        self.add_hits(info, &others, gpus)?;
+        cpu.write(out, &self.sum)
+    }
+
+    /// Of a layer whose other steps run on a GPU.
+    #[expect(clippy::too_many_arguments, reason = "the executors are borrowed apart")]
+    fn run_gpu_layer(
+        &mut self,
+        (layer, info): (usize, Layer),
+        home: usize,
+        from: usize,
+        cpu: &mut Cpu,
+        gpus: &mut [Gpu],
+        env: &Env,
+        logged: bool,
+    ) -> Result<(), BackendError> {
+        let Layer { step, x, picks, out, used, widths, .. } = info;
         let (t, experts) = (env.tokens.len(), self.pager.grid().experts);
-        if self.with_cache && self.held[home][layer] == experts {
+        let prompt = env.is_prompt();
+        let passes = prompt && gpus[home].wave_slots(step) > 0;
+        // The guard judges generated tokens; where a prompt streams, what need not be brought is used.
+        let with_cache = self.with_cache || passes;
+        if prompt {
+            self.waves.counted.picks += (t * used) as u64;
+        }
+        if with_cache && self.held[home][layer] == experts {
             let settled = !logged && self.pager.is_settled(layer);
             gpus[home].submit(from..step + 1, if settled { &[] } else { std::slice::from_ref(&picks) })?;
             if !settled {
@@ -231,53 +302,107 @@ impl Hybrid {
             return Ok(());
         }
         gpus[home].submit(from..step, &[picks, x])?;
-        if self.with_cache && self.held[home][layer] > 0 {
+        let hits = with_cache && self.held[home][layer] > 0;
+        if hits {
             gpus[home].submit(step..step + 1, &[])?;
         }
+        if passes {
+            self.upload_ahead(layer, t, (home, &mut gpus[home]));
+        }
         self.read_picks(layer, t, &mut gpus[home])?;
+        let passing = if passes { self.passing(layer) } else { vec![] };
 
-        let mut others = vec![false; gpus.len()];
-        let mut misses = false;
-        self.masked.clear();
-        self.masked.extend_from_slice(&self.rows);
-        for row in self.masked.chunks_exact_mut(2 * used) {
-            for id in &mut row[..used] {
-                match self.pager.place(layer, id.to_bits() as usize) {
-                    Place::Resident { pool, .. } if self.with_cache => {
-                        *id = f32::from_bits(ELSEWHERE);
-                        let (gpu, _) = self.at[usize::from(pool)];
-                        others[gpu] |= gpu != home;
-                    }
-                    Place::Resident { .. } | Place::Coming { .. } | Place::Absent => misses = true,
-                }
-            }
+        let (others, misses) = self.mask(layer, info, with_cache, &passing);
+        if prompt {
+            self.waves.counted.cpu_picks += misses;
         }
-        if !misses && !others.contains(&true) {
-            return Ok(());
+        let elsewhere = misses > 0 || !others.is_empty();
+        if elsewhere {
+            self.x.resize(t * widths[0], 0.0);
+            gpus[home].read(x, &mut self.x)?;
         }
-        self.x.resize(t * widths[0], 0.0);
-        gpus[home].read(x, &mut self.x)?;
         self.sum.clear();
         self.sum.resize(t * widths[1], 0.0);
-        for (gpu, _) in others.iter().enumerate().filter(|(_, other)| **other) {
-            gpus[gpu].write(x, &self.x)?;
-            gpus[gpu].write(picks, &self.rows)?;
-            gpus[gpu].write(out, &self.sum)?;
-            gpus[gpu].submit(step..step + 1, &[out])?;
-        }
-        if misses {
+        self.submit_hits(info, &others, t, gpus)?;
+        if misses > 0 {
             cpu.write(x, &self.x)?;
             cpu.write(picks, &self.masked)?;
             cpu.write(out, &self.sum)?;
-            cpu.run(step..step + 1, env)?;
+        }
+        let mut run = || if misses > 0 { cpu.run(step..step + 1, env) } else { Ok(()) };
+        let failed = if passing.is_empty() {
+            run()?;
+            vec![]
+        } else {
+            // The CPU's threads compute while this one feeds the GPU.
+            std::thread::scope(|scope| {
+                let running = scope.spawn(run);
+                let failed = self.stream(layer, &passing, hits, (home, &mut gpus[home]));
+                running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+                failed
+            })?
+        };
+        if misses > 0 {
             cpu.read(out, &mut self.sum)?;
         }
-        for (gpu, _) in others.iter().enumerate().filter(|(_, other)| **other) {
-            self.part.resize(t * widths[1], 0.0);
-            gpus[gpu].read(out, &mut self.part)?;
+        if !failed.is_empty() {
+            if !elsewhere {
+                self.x.resize(t * widths[0], 0.0);
+                gpus[home].read(x, &mut self.x)?;
+            }
+            self.run_failed(layer, &failed, cpu, env)?;
+        }
+        self.add_hits(info, &others, gpus)?;
+        if elsewhere || !failed.is_empty() { gpus[home].add(out, &self.sum) } else { Ok(()) }
+    }
+
+    /// Puts into `masked` the picks that are left to the CPU when neither a GPU holds them nor they pass through one. Returns
+    /// the GPUs, other than the layer's home, that hold some, and the number of picks that are left.
+    fn mask(&mut self, layer: usize, info: Layer, with_cache: bool, passing: &[usize]) -> (Vec<usize>, u64) {
+        let mut others = vec![];
+        let mut misses = 0;
+        self.masked.clear();
+        self.masked.extend_from_slice(&self.rows);
+        for row in self.masked.chunks_exact_mut(2 * info.used) {
+            for id in &mut row[..info.used] {
+                let expert = id.to_bits() as usize;
+                match self.pager.place(layer, expert) {
+                    Place::Resident { pool, .. } if with_cache => {
+                        *id = f32::from_bits(ELSEWHERE);
+                        let (gpu, _) = self.at[usize::from(pool)];
+                        if info.home != Some(gpu) && !others.contains(&gpu) {
+                            others.push(gpu);
+                        }
+                    }
+                    _ if passing.contains(&expert) => *id = f32::from_bits(ELSEWHERE),
+                    Place::Resident { .. } | Place::Coming { .. } | Place::Absent => misses += 1,
+                }
+            }
+        }
+        (others, misses)
+    }
+
+    /// Has GPUs that are not a layer's home compute the hits that they hold, from `x` and `rows`.
+    fn submit_hits(&mut self, info: Layer, others: &[usize], t: usize, gpus: &mut [Gpu]) -> Result<(), BackendError> {
+        let Layer { step, x, picks, out, widths, .. } = info;
+        self.part.clear();
+        self.part.resize(t * widths[1], 0.0);
+        for &gpu in others {
+            gpus[gpu].write(x, &self.x)?;
+            gpus[gpu].write(picks, &self.rows)?;
+            gpus[gpu].write(out, &self.part)?;
+            gpus[gpu].submit(step..step + 1, &[out])?;
+        }
+        Ok(())
+    }
+
+    /// Adds what they computed to `sum`.
+    fn add_hits(&mut self, info: Layer, others: &[usize], gpus: &mut [Gpu]) -> Result<(), BackendError> {
+        for &gpu in others {
+            gpus[gpu].read(info.out, &mut self.part)?;
             self.sum.iter_mut().zip(&self.part).for_each(|(sum, part)| *sum += part);
         }
-        gpus[home].add(out, &self.sum)
+        Ok(())
     }
 
     /// Reads a layer's picks into `rows` and remembers the ids.
@@ -285,15 +410,21 @@ impl Hybrid {
         let Some(Layer { picks, used, .. }) = self.layers[layer] else { return Ok(()) };
         self.rows.resize(t * 2 * used, 0.0);
         gpu.read(picks, &mut self.rows)?;
-        let ids = self.rows.chunks_exact(2 * used).flat_map(|row| row[..used].iter().map(|id| id.to_bits()));
-        self.picked[layer].clear();
-        self.picked[layer].extend(ids);
+        self.keep_picks(layer, used);
         Ok(())
     }
 
-    /// After a layer ran: its picks for a log.
+    /// Remembers the ids in `rows`.
+    fn keep_picks(&mut self, layer: usize, used: usize) {
+        let ids = self.rows.chunks_exact(2 * used).flat_map(|row| row[..used].iter().map(|id| id.to_bits()));
+        self.picked[layer].clear();
+        self.picked[layer].extend(ids);
+    }
+
+    /// After a layer ran: its picks for a log. Where the CPU ran the router, it has told them itself.
     pub fn log(&self, layer: usize, log: &PickLog) {
-        if let (Some(Layer { router, .. }), false) = (self.layers[layer], self.picked[layer].is_empty()) {
+        if let (Some(Layer { router, home: Some(_), .. }), false) = (self.layers[layer], self.picked[layer].is_empty())
+        {
             log.put(router, &self.rows);
         }
     }
@@ -302,7 +433,7 @@ impl Hybrid {
     pub fn end(&mut self, gpus: &mut [Gpu], env: &Env, log: Option<&PickLog>) -> Result<(), BackendError> {
         let t = env.tokens.len();
         for layer in std::mem::take(&mut self.late) {
-            let Some(Layer { home, .. }) = self.layers[layer] else { continue };
+            let Some(Layer { home: Some(home), .. }) = self.layers[layer] else { continue };
             self.read_picks(layer, t, &mut gpus[home])?;
             if let Some(log) = log {
                 self.log(layer, log);
@@ -350,6 +481,7 @@ impl Hybrid {
         self.with_cache = !matches!(report.verdict, Some(Verdict::SwitchedOff { .. }));
         self.failed = report.failed;
         self.pager.count_on(report.counters);
+        self.waves.counted = report.prompts;
     }
 
     /// What was counted so far.
@@ -362,6 +494,7 @@ impl Hybrid {
             experts: self.pager.grid().entries(),
             counters: self.pager.counters(),
             failed: self.failed,
+            prompts: self.waves.counted,
             verdict: self.verdict,
             guarded: self.options.guard,
             cache: self.cache_report(),
@@ -407,7 +540,8 @@ fn layers(plan: &Plan, slots: &SlotPlan) -> Vec<Option<Layer>> {
             match plan.steps[step].op {
                 Op::Experts { x, picks, used, gate, up, down, out, .. } => {
                     let widths = [x, out].map(|slot| plan.slot(slot).width);
-                    Some(Layer { step, home, x, picks, out, used, router, tensors: [gate, up, down], widths })
+                    let tensors = [gate, up, down];
+                    Some(Layer { step, home, x, picks, out, used, router, tensors, widths })
                 }
                 _ => None,
             }

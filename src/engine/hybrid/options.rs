@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::{SlotPlan, Stage};
+use crate::experts::waves::WaveRates;
 use crate::experts::{Counters, Policy, Standing, Verdict};
 use crate::plan::PAGE_TOKENS;
 
@@ -84,6 +85,12 @@ pub struct Probe {
     pub cache_step: Option<usize>,
     /// What whole layers take, in place of what is predicted and measured.
     pub rival: Option<RivalProbe>,
+    /// By what it is decided which missing experts of a prompt pass through VRAM, in place of measured rates.
+    pub rates: Option<WaveRates>,
+    /// Which of them pass, whatever the rates and the kind of memory.
+    pub passing: Option<Passing>,
+    /// Experts of a wave, in place of what there is room for.
+    pub wave: Option<usize>,
 }
 
 /// Seconds of a token with whole layers.
@@ -93,6 +100,28 @@ pub struct RivalProbe {
     pub measured: f64,
     /// The executors of whole layers can not be made.
     pub fails: bool,
+}
+
+/// Which of a layer's missing experts pass through VRAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passing {
+    All,
+    /// Every second one.
+    Half,
+}
+
+/// What prompts took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Prompts {
+    /// Picks of all prompt tokens in all layers.
+    pub picks: u64,
+    /// Those that the CPU computed.
+    pub cpu_picks: u64,
+    /// Experts that passed through VRAM, and their bytes as in the file.
+    pub streamed: u64,
+    pub streamed_bytes: u64,
+    /// Those that could not, and were computed on the CPU.
+    pub failed: u64,
 }
 
 /// What the cache of experts did so far.
@@ -106,6 +135,7 @@ pub struct ExpertReport {
     pub counters: Counters,
     /// Uploads that failed.
     pub failed: u64,
+    pub prompts: Prompts,
     pub verdict: Option<Verdict>,
     pub guarded: bool,
     /// `None` when the whole cache was allocated at load.
@@ -164,6 +194,9 @@ impl std::fmt::Display for ExpertReport {
         if self.failed > 0 {
             write!(f, ", {} uploads failed", self.failed)?;
         }
+        if self.prompts.picks > 0 {
+            write!(f, "; {}", self.prompts)?;
+        }
         if let Some(verdict) = &self.verdict {
             write!(f, "; {verdict}")?;
         }
@@ -173,6 +206,21 @@ impl std::fmt::Display for ExpertReport {
         }
         if let Some(standing) = &self.rival {
             write!(f, "; {standing}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Display for Prompts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let cpu = 100.0 * self.cpu_picks as f64 / self.picks.max(1) as f64;
+        write!(f, "prompts: {cpu:.1}% of the picks on the CPU")?;
+        if self.streamed > 0 {
+            let gigabytes = self.streamed_bytes as f64 / 1e9;
+            write!(f, ", {} experts ({gigabytes:.2} GB) passed through GPUs", self.streamed)?;
+        }
+        if self.failed > 0 {
+            write!(f, ", {} could not", self.failed)?;
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use super::dense::{Input, Place, Product, plain_product, record_plain};
 use super::{FEW_TOKENS, Setup};
 use crate::gpu::device::Device;
 use crate::gpu::error::GpuError;
-use crate::gpu::expert_slots::{Matrices, Pool};
+use crate::gpu::expert_slots::{Half, Matrices, Pool};
 use crate::gpu::kernels::{Kernel, gate as gate_override, tile_overrides};
 use crate::gpu::matrix::{Bank, Matrix, Rows};
 use crate::gpu::pipelines::{Call, Recorder};
@@ -178,7 +178,7 @@ struct Layer<'a> {
 }
 
 impl Experts {
-    pub(super) fn new(
+    pub(in crate::gpu) fn new(
         setup: &mut Setup,
         [x, picks, out]: [Slot; 3],
         used: usize,
@@ -233,10 +233,15 @@ impl Experts {
     }
 
     pub(super) fn record(&self, recorder: &mut Recorder, tokens: usize) {
+        self.record_wave(recorder, tokens, false);
+    }
+
+    /// The same; `grouped`: the last experts' step on this device was for the same picks.
+    pub(in crate::gpu) fn record_wave(&self, recorder: &mut Recorder, tokens: usize, grouped: bool) {
         if tokens <= FEW_TOKENS {
             self.record_few(recorder, tokens);
         } else {
-            self.record_batch(recorder, tokens);
+            self.record_batch(recorder, tokens, grouped);
         }
     }
 
@@ -259,11 +264,13 @@ impl Experts {
         if counted { (tokens * self.used * matrix.rows * matrix.row_bytes) as u64 } else { 0 }
     }
 
-    fn record_batch(&self, recorder: &mut Recorder, tokens: usize) {
+    fn record_batch(&self, recorder: &mut Recorder, tokens: usize, grouped: bool) {
         let Some((group, sum)) = &self.batch else { return };
         let ExpertWeights { up, down, experts, .. } = &self.weights;
         let pairs = GroupParams { pairs: (tokens * self.used) as u32, ..group.params };
-        recorder.dispatch(group, &pairs, [1, 1, 1], 0);
+        if !grouped {
+            recorder.dispatch(group, &pairs, [1, 1, 1], 0);
+        }
         for (matrix, banks) in [(up, &self.up_banks), (down, &self.down_banks)] {
             for (i, calls) in banks.iter().enumerate().filter(|(_, calls)| calls.has_slots()) {
                 // Few pairs an expert fill a small tile better.
@@ -393,6 +400,12 @@ impl ExpertWeights {
     pub(super) fn pooled(pool: &Pool, map_at: u32) -> ExpertWeights {
         let Matrices { up, down } = pool.matrices();
         ExpertWeights { up, down, experts: pool.experts, map: pool.map.clone(), map_at, complete: false }
+    }
+
+    /// What passes through this half of a pool's room for waves.
+    pub(in crate::gpu) fn passing(pool: &Pool, half: &Half) -> ExpertWeights {
+        let Matrices { up, down } = half.matrices.clone();
+        ExpertWeights { up, down, experts: pool.experts, map: half.map.clone(), map_at: 0, complete: false }
     }
 }
 
