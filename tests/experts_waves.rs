@@ -14,10 +14,10 @@ use rynd::backend::KvFormat;
 use rynd::engine::{
     Engine, EngineConfig, ExpertOptions, GpuChoice, GpuOptions, Passing, Probe, Prompts, Rooms, SlotPlan, WaveRoom,
 };
-use rynd::experts::tier::Tiers;
+use rynd::experts::tier::{Ram, Tiers};
 use rynd::experts::waves::WaveRates;
 use rynd::gpu::{AdapterReport, expert_slot_bytes, room};
-use rynd::plan::{Op, PAGE_TOKENS};
+use rynd::plan::{Op, PAGE_TOKENS, WeightId};
 
 const MODEL: &str = "qwen3moe";
 /// Experts of both layers.
@@ -160,7 +160,7 @@ fn experts_that_can_not_pass_are_computed_on_the_cpu_and_it_is_said_once() {
 
 #[test]
 fn rates_decide_what_passes() {
-    let rates = WaveRates { bus: 1e10, gpu_ops: 1e12, cpu_ops: 1e10, ram: 5e9, overlap: false };
+    let rates = WaveRates { bus: 1e10, gpu_ops: 1e12, cpu_ops: 1e10, ram: 5e9, disk: 1e9, overlap: false };
     let ways: [(WaveRates, [bool; 2]); 3] = [
         (WaveRates { cpu_ops: 1.0, ..rates }, [true, false]),
         (WaveRates { bus: 1.0, ..rates }, [false, true]),
@@ -176,7 +176,7 @@ fn rates_decide_what_passes() {
 
 #[test]
 fn memory_that_the_cpu_shares_is_not_streamed_to() {
-    let waves = WaveRates { bus: 1e12, gpu_ops: 1e15, cpu_ops: 1.0, ram: 1.0, overlap: false };
+    let waves = WaveRates { bus: 1e12, gpu_ops: 1e15, cpu_ops: 1.0, ram: 1.0, disk: 1.0, overlap: false };
     let Some(config) = paged(&[ALL / 4], Probe { rates: Some(waves), ..Probe::default() }) else { return };
     let engine = load(MODEL, &config);
     let unified = engine.gpus()[0].device().report().unified_memory;
@@ -202,6 +202,30 @@ fn quantised_experts_of_several_layouts_pass_like_the_reference() {
             assert!(off <= 5e-4, "{slots:?}, {way:?}, batch {batch}: logits are {off} off");
             let report = engine.expert_report().unwrap();
             assert!(report.prompts.streamed > 0, "{report}");
+        }
+    }
+}
+
+#[test]
+fn what_lies_in_the_ram_tier_passes_and_the_rest_is_read_by_the_cpu() {
+    let engine = load(MODEL, &exact());
+    let plan = engine.plan();
+    let bytes = |id: &WeightId| plan.weight(*id).experts as u64 * plan.weight(*id).expert_bytes() as u64;
+    let of = |op: &Op| match op {
+        Op::Experts { gate, up, down, .. } => [gate, up, down].into_iter().map(bytes).sum(),
+        _ => 0_u64,
+    };
+    let all: u64 = plan.steps.iter().map(|step| of(&step.op)).sum();
+    drop(engine);
+    for (part, slots, way) in
+        [(2, [0, 0], Passing::All), (2, [5, 9], Passing::All), (4, [0, 0], Passing::Half), (8, [5, 5], Passing::All)]
+    {
+        let Some(config) = paged(&slots, Probe { random_fill: Some(6), ..passing(way, 3) }) else { return };
+        let tiers = Some(Tiers { ram: Ram::Experts(all / part), ..Tiers::total(0) });
+        for batch in [7, 512] {
+            let what = format!("a {part}th in RAM, {slots:?} slots, {way:?}, batches of {batch}");
+            let prompts = check(&what, &EngineConfig { batch, tiers: tiers.clone(), ..config.clone() });
+            assert!(prompts.streamed > 0 && prompts.cpu_picks > 0 && prompts.failed == 0, "{what}: {prompts}");
         }
     }
 }
@@ -238,19 +262,41 @@ fn room_for_waves_is_part_of_the_budget() {
 }
 
 #[test]
+fn runs_are_longer_where_waves_pay_and_there_is_memory() {
+    let pays = WaveRates { bus: 1e12, gpu_ops: 1e15, cpu_ops: 1.0, ram: 1.0, disk: 1.0, overlap: false };
+    let made = |wave: usize, memory: u64, most_batch: Option<usize>| {
+        let config = paged(&[ALL / 4], Probe { rates: Some(pays), wave: Some(wave), ..Probe::default() })?;
+        let gpu = GpuOptions { memory: Some(memory), ..config.gpu };
+        let config = EngineConfig { gpu, batch: 32, most_batch, context: Some(256), ..config };
+        let engine = load(MODEL, &config);
+        let batch = engine.batch();
+        drop(engine);
+        check(&format!("runs of {batch}"), &config);
+        Some(batch)
+    };
+    const ENOUGH: u64 = 4 << 30;
+    let Some(longer) = made(3, ENOUGH, Some(128)) else { return };
+    assert_eq!(longer, 128);
+    assert_eq!(made(3, ENOUGH, Some(4096)), Some(256), "no more than the context");
+    assert_eq!(made(3, ENOUGH, None), Some(32), "who asks for a length gets it");
+    assert_eq!(made(0, ENOUGH, Some(128)), Some(32), "nothing passes");
+    assert_eq!(made(3, 256 << 20, Some(128)), Some(32), "too much of the memory");
+}
+
+#[test]
 fn waves_have_room_where_they_pay() {
     let Some(config) = paged(&[0], Probe::default()) else { return };
     let engine = load(MODEL, &config);
     let expert = expert_slot_bytes(engine.plan(), experts_step(&engine)).unwrap();
     let (pays, loses) = (
-        WaveRates { bus: 1e12, gpu_ops: 1e15, cpu_ops: 1.0, ram: 1.0, overlap: false },
-        WaveRates { bus: 1.0, gpu_ops: 1e15, cpu_ops: 1e12, ram: 1e12, overlap: false },
+        WaveRates { bus: 1e12, gpu_ops: 1e15, cpu_ops: 1.0, ram: 1.0, disk: 1.0, overlap: false },
+        WaveRates { bus: 1.0, gpu_ops: 1e15, cpu_ops: 1e12, ram: 1e12, disk: 1e12, overlap: false },
     );
     let report = engine.gpus()[0].device().report().clone();
-    let made = |rooms: &[u64], rates: Option<WaveRates>, tiered: bool, unified: bool| {
+    let made = |rooms: &[u64], rates: Option<WaveRates>, unified: bool| {
         let probe = Probe { rates, ..Probe::default() };
         let experts = ExpertOptions { probe, ..ExpertOptions::default() };
-        let config = EngineConfig { experts, tiers: tiered.then(|| Tiers::total(1 << 30)), ..exact() };
+        let config = EngineConfig { experts, ..exact() };
         let adapters = [AdapterReport { unified_memory: unified, ..report.clone() }];
         let waves = WaveRoom::new(&config, &adapters, 512);
         let room = |(pages, experts): (usize, &u64)| Rooms { pages, bytes: vec![experts * expert] };
@@ -259,15 +305,14 @@ fn waves_have_room_where_they_pay() {
         (plan.on_gpu[0][0].wave, plan.slots(), plan.slots_at_full_context())
     };
     let a_token = 4;
-    assert_eq!(made(&[40], Some(pays), false, false), (a_token, 32, 32), "all of them have room beside the waves");
-    assert_eq!(made(&[32], Some(pays), false, false), (a_token, 24, 24), "a quarter of the room");
-    assert_eq!(made(&[31], Some(pays), false, false), (0, 31, 31), "a quarter does not hold a token's picks twice");
-    assert_eq!(made(&[32, 20, 8], Some(pays), false, false), (a_token, 24, 0), "the whole context leaves the waves");
-    assert_eq!(made(&[32, 7], Some(pays), false, false), (0, 32, 7), "the whole context would leave them no room");
-    assert_eq!(made(&[32], Some(pays), true, false), (0, 32, 32), "experts may lie on the disk");
-    assert_eq!(made(&[32], Some(pays), false, true), (0, 32, 32), "the CPU's memory");
-    assert_eq!(made(&[32], Some(loses), false, false), (0, 32, 32));
-    assert_eq!(made(&[32], None, false, false), (0, 32, 32), "nothing is known");
+    assert_eq!(made(&[40], Some(pays), false), (a_token, 32, 32), "all of them have room beside the waves");
+    assert_eq!(made(&[32], Some(pays), false), (a_token, 24, 24), "a quarter of the room");
+    assert_eq!(made(&[31], Some(pays), false), (0, 31, 31), "a quarter does not hold a token's picks twice");
+    assert_eq!(made(&[32, 20, 8], Some(pays), false), (a_token, 24, 0), "the whole context leaves the waves");
+    assert_eq!(made(&[32, 7], Some(pays), false), (0, 32, 7), "the whole context would leave them no room");
+    assert_eq!(made(&[32], Some(pays), true), (0, 32, 32), "the CPU's memory");
+    assert_eq!(made(&[32], Some(loses), false), (0, 32, 32));
+    assert_eq!(made(&[32], None, false), (0, 32, 32), "nothing is known");
 }
 
 fn experts_step(engine: &Engine) -> usize {

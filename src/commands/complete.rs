@@ -135,7 +135,10 @@ const PROMPT_RUN: usize = 64;
 fn config(arguments: &Arguments) -> EngineConfig {
     let config = arguments.engine.config();
     let soon = arguments.stdio || arguments.max_ms.is_some();
-    EngineConfig { batch: if soon { config.batch.min(PROMPT_RUN) } else { config.batch }, ..config }
+    match soon {
+        true => EngineConfig { batch: config.batch.min(PROMPT_RUN), most_batch: None, ..config },
+        false => config,
+    }
 }
 
 fn options(arguments: &Arguments, sampling: SamplerConfig) -> Options {

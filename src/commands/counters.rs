@@ -19,6 +19,8 @@ pub struct GpuCounts {
     read_backs: f64,
     read_back_bytes: f64,
     written_bytes: f64,
+    /// Experts of a prompt that passed through, in the GPU's layout.
+    streamed_bytes: f64,
     /// By kernel: with --profile.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     kernels: Vec<KernelTime>,
@@ -49,6 +51,7 @@ pub fn counts(engine: &Engine, tokens: usize) -> Vec<GpuCounts> {
                 read_backs: each(c.read_backs),
                 read_back_bytes: each(c.read_back_bytes),
                 written_bytes: each(c.written_bytes),
+                streamed_bytes: each(c.streamed_bytes),
                 kernels: vec![],
             }
         })
@@ -70,14 +73,23 @@ pub fn print(out: &mut impl Write, rows: &[(String, &GpuCounts)]) -> Result<()> 
     }
     writeln!(
         out,
-        "\n{:<16} {:>3} {:>10} {:>10} {:>7} {:>8} {:>10} {:>10} {:>10}",
-        "a token of", "gpu", "weights", "dispatches", "passes", "submits", "read-backs", "read back", "written"
+        "\n{:<16} {:>3} {:>10} {:>10} {:>7} {:>8} {:>10} {:>10} {:>10} {:>10}",
+        "a token of",
+        "gpu",
+        "weights",
+        "dispatches",
+        "passes",
+        "submits",
+        "read-backs",
+        "read back",
+        "written",
+        "streamed"
     )?;
     for (test, gpu) in rows {
         let size = |bytes: f64| numbers::bytes(bytes as u64);
         writeln!(
             out,
-            "{:<16} {:>3} {:>10} {:>10.1} {:>7.2} {:>8.2} {:>10.2} {:>10} {:>10}",
+            "{:<16} {:>3} {:>10} {:>10.1} {:>7.2} {:>8.2} {:>10.2} {:>10} {:>10} {:>10}",
             test,
             gpu.gpu,
             size(gpu.weight_bytes),
@@ -86,7 +98,8 @@ pub fn print(out: &mut impl Write, rows: &[(String, &GpuCounts)]) -> Result<()> 
             gpu.submits,
             gpu.read_backs,
             size(gpu.read_back_bytes),
-            size(gpu.written_bytes)
+            size(gpu.written_bytes),
+            size(gpu.streamed_bytes)
         )?;
     }
     for (test, gpu) in rows.iter().filter(|(_, gpu)| !gpu.kernels.is_empty()) {

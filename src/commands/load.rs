@@ -13,7 +13,7 @@ use super::obtain;
 use crate::backend::KvFormat;
 use crate::catalog::{Catalog, Home};
 use crate::chat::Template;
-use crate::engine::{Engine, EngineConfig};
+use crate::engine::{DEFAULT_BATCH, Engine, EngineConfig};
 use crate::gguf::Gguf;
 use crate::models::RopeOverride;
 use crate::tokenizer::{Tokenizer, Vocab};
@@ -136,13 +136,16 @@ impl EngineFlags {
     }
 }
 
+/// Tokens of the longest run that is chosen unasked.
+const MOST_BATCH: usize = 4096;
+
 /// What is computed: the part of the engine's flags that changes numbers or memory.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Engine options")]
 pub struct ComputeFlags {
-    /// Prompt tokens computed together
-    #[arg(short, long, value_name = "TOKENS", default_value = "512", value_parser = at_least_one())]
-    pub batch: usize,
+    /// Prompt tokens computed together [default: 512, or up to 4096 where experts of a prompt pass through GPUs]
+    #[arg(short, long, value_name = "TOKENS", value_parser = at_least_one())]
+    batch: Option<usize>,
     /// Format of cached keys and values: f32, f16 or q8_0
     #[arg(long, value_name = "FORMAT", default_value = "f16")]
     pub kv: KvFormat,
@@ -174,7 +177,8 @@ impl ComputeFlags {
     /// As the engine wants it, threads and context left open.
     pub fn config(&self) -> EngineConfig {
         EngineConfig {
-            batch: self.batch,
+            batch: self.batch.unwrap_or(DEFAULT_BATCH),
+            most_batch: self.batch.is_none().then_some(MOST_BATCH),
             kv: self.kv,
             exact: self.exact,
             rope: self.rope(),

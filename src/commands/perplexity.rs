@@ -78,12 +78,14 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 fn load(arguments: &Arguments, context: usize) -> Result<Engine> {
+    let config = arguments.compute.config();
     arguments.model.load(&EngineConfig {
         threads: arguments.threads,
         context: Some(context),
         // A batch's logits are (batch, vocab): no more than the scored half is ever wanted at once.
-        batch: arguments.compute.batch.min(context / 2),
-        ..arguments.compute.config()
+        batch: config.batch.min(context / 2),
+        most_batch: None,
+        ..config
     })
 }
 

@@ -11,12 +11,15 @@ use super::hybrid::{ExpertChoice, Rooms, SlotPlan, WaveRoom, sizes as cache_size
 use super::{EngineConfig, EngineError};
 use crate::backend::KvFormat;
 use crate::experts::rates::Rates;
+use crate::experts::tier::Ram;
 use crate::gpu::{AdapterReport, Devices, Gpu, GpuConfig, GpuError, Handicap, Listing, dispatches, refusal, room};
 use crate::plan::{KvId, Op, PAGE_TOKENS, Plan, Room, Side, Sides, Step, WeightId, place};
 use crate::weights::Weights;
 
 /// Tokens that the caches have room for at the start, where experts give way as the context grows. Most chats stay below.
 const FIRST_TOKENS: usize = 4096;
+/// Of every memory, activations of longer runs than usual take one byte in so many at most.
+const RUNS_PART: u64 = 16;
 
 /// Which GPUs may be used.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,6 +60,8 @@ pub struct Outline {
     pub budgets: Vec<Option<u64>>,
     /// Slots for experts, when those do not all fit: as many as at the start, while the context is short.
     pub slots: Option<SlotPlan>,
+    /// Tokens of a run, where waves of experts make longer ones than usual worth their memory.
+    pub batch: Option<usize>,
     devices: Option<Devices>,
 }
 
@@ -111,7 +116,8 @@ impl Sizes {
 impl Outline {
     /// Everything on the CPU.
     pub fn cpu(plan: Plan) -> Outline {
-        Outline { plan: Arc::new(plan), adapters: vec![], budgets: vec![], slots: None, devices: None }
+        let plan = Arc::new(plan);
+        Outline { plan, adapters: vec![], budgets: vec![], slots: None, batch: None, devices: None }
     }
 
     /// The placement that the configuration asks for.
@@ -142,14 +148,17 @@ impl Outline {
             Some(sides) => Ok(sides.clone()),
             None => fit(plan, gpu, &budgets, sizes),
         };
-        if let Some((placed, slots)) = paged(plan, config, gpu, &fits, (&adapters, &budgets), sizes) {
-            return Ok(Outline {
-                plan: Arc::new(placed),
-                adapters,
-                budgets,
-                slots: Some(slots),
-                devices: Some(devices),
-            });
+        let with = |batch: usize| {
+            let sizes = Sizes { batch, ..sizes };
+            paged(plan, config, gpu, &fits, (&adapters, &budgets), sizes)
+        };
+        let longer = longer_runs(plan, config, &budgets, sizes).find_map(|batch| {
+            let (placed, slots) = with(batch)?;
+            slots.on_gpu.iter().flatten().any(|pool| pool.wave > 0).then_some((Some(batch), placed, slots))
+        });
+        if let Some((batch, placed, slots)) = longer.or_else(|| with(sizes.batch).map(|(p, s)| (None, p, s))) {
+            let slots = Some(slots);
+            return Ok(Outline { plan: Arc::new(placed), adapters, budgets, slots, batch, devices: Some(devices) });
         }
         let sides = fits?;
         let used = sides.layers.iter().chain([&sides.head, &sides.embed]).filter_map(|side| match side {
@@ -163,6 +172,7 @@ impl Outline {
             adapters: adapters.into_iter().take(used).collect(),
             budgets: budgets.into_iter().take(used).collect(),
             slots: None,
+            batch: None,
             devices: Some(devices),
         })
     }
@@ -236,6 +246,24 @@ impl Outline {
         }
         Ok(gpus)
     }
+}
+
+/// Tokens of a run that are more than asked for, the most first, as far as their activations are a small part of every
+/// memory.
+fn longer_runs(
+    plan: &Plan,
+    config: &EngineConfig,
+    budgets: &[Option<u64>],
+    sizes: Sizes,
+) -> impl Iterator<Item = usize> {
+    let most = config.most_batch.unwrap_or(0).min(config.context(plan));
+    let ram = config.tiers.as_ref().map(|tiers| match tiers.ram {
+        Ram::Total(bytes) | Ram::Experts(bytes) => bytes,
+    });
+    let least = budgets.iter().copied().chain([ram]).flatten().min().unwrap_or(u64::MAX);
+    std::iter::successors(Some(most), |batch| Some(batch / 2))
+        .take_while(move |batch| *batch > sizes.batch)
+        .filter(move |batch| room::activation_bytes(plan, *batch) <= least / RUNS_PART)
 }
 
 /// The placement that pages experts: attention and dense layers by `fit`, slots for experts in the rest of the memory. `None`

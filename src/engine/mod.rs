@@ -108,6 +108,9 @@ pub struct EngineConfig {
     pub context: Option<usize>,
     /// Tokens of one prefill run.
     pub batch: usize,
+    /// Tokens of one where missing experts of a prompt pass through GPUs, at most; `None` is `batch`. They pass once a run, so
+    /// longer runs bring fewer bytes a token.
+    pub most_batch: Option<usize>,
     pub kv: KvFormat,
     /// f32 activations and cache, weights widened to f32.
     pub exact: bool,
@@ -146,6 +149,9 @@ impl EngineConfig {
     }
 }
 
+/// Tokens of a run when the user does not say, and where nothing makes longer ones worth their memory.
+pub const DEFAULT_BATCH: usize = 512;
+
 /// Context when neither the user nor a smaller model says otherwise.
 pub const DEFAULT_CONTEXT: usize = 32_768;
 
@@ -154,7 +160,8 @@ impl Default for EngineConfig {
         EngineConfig {
             threads: None,
             context: None,
-            batch: 512,
+            batch: DEFAULT_BATCH,
+            most_batch: None,
             kv: KvFormat::default(),
             exact: false,
             rope: RopeOverride::default(),
@@ -216,17 +223,23 @@ impl Engine {
             return Err(EngineError::ObservedOnGpu);
         }
         let plan = models::plan(&gguf, &config.rope)?;
+        let outline = Outline::measured(&plan, config);
+        // Whatever replaces these executors later runs as many tokens.
+        let longer = outline.as_ref().ok().and_then(|outline| outline.batch);
+        let usual = config.batch;
+        let mut config = EngineConfig { batch: longer.unwrap_or(usual), most_batch: None, ..config.clone() };
         let (plan, backend, Observers { input_sums, picks, tier, heat }) =
-            match Engine::backend(&gguf, Outline::measured(&plan, config), config) {
+            match Engine::backend(&gguf, outline, &config) {
                 Ok(made) => made,
                 Err(e) if config.gpu.choice == GpuChoice::Auto && e.is_of_gpu() => {
                     config.tell_of_cpu(&e);
-                    Engine::backend(&gguf, Ok(Outline::cpu(plan)), config)?
+                    config.batch = usual;
+                    Engine::backend(&gguf, Ok(Outline::cpu(plan)), &config)?
                 }
                 Err(e) => return Err(e),
             };
         let context = config.context(&plan);
-        let Sizes { batch, pages, .. } = Sizes::new(&plan, config);
+        let Sizes { batch, pages, .. } = Sizes::new(&plan, &config);
         let recorder = match (&config.trace, picks) {
             (Some(path), Some(log)) => Some(Recorder::create(path, &gguf, &plan, log)?),
             _ => None,
@@ -241,7 +254,7 @@ impl Engine {
             threads: config.threads(),
             logits: vec![],
             best: None,
-            config: config.clone(),
+            config,
             epoch: 0,
             input_sums,
             tier,
@@ -282,7 +295,11 @@ impl Engine {
         let mut cpu = Cpu::new(weights.clone(), &cpu_config)?;
         let tier = match &config.tiers {
             // Vocabulary and the like come after this and are small.
-            Some(tiers) => Tier::open(&weights, tiers, cpu.buffer_bytes() + rates::own_bytes())?.map(Arc::new),
+            Some(tiers) => {
+                let staging: u64 = gpus.iter().map(|gpu| gpu.staging_bytes(hybrid::IN_FLIGHT)).sum();
+                let other = cpu.buffer_bytes() + staging + rates::own_bytes();
+                Tier::open(&weights, tiers, other)?.map(Arc::new)
+            }
             None => None,
         };
         if let (Some(tier), Some(start)) = (&tier, &start) {

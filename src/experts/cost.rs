@@ -10,7 +10,7 @@
 
 use super::rig::Rig;
 use super::shape::{Layer, Shape};
-use super::waves::{self, Expert, WaveRates, Work, touched};
+use super::waves::{self, Expert, Settled, WaveRates, Work, touched};
 
 /// Bytes that rynd needs beside weights and cache: vocabulary, activations, program.
 pub const OWN_BYTES: u64 = 150 << 20;
@@ -233,6 +233,7 @@ pub fn prefill(shape: &Shape, rig: &Rig, placed: &Placement, batch: u64) -> Pref
         gpu_ops: rig.gpu_ops.unwrap_or(f64::INFINITY),
         cpu_ops: rig.cpu_ops.unwrap_or(f64::INFINITY),
         ram: rig.ram_rate,
+        disk: rig.disk_rate,
         overlap: true,
     };
     // Copies, reads and arithmetic overlap, so each is timed alone.
@@ -282,7 +283,8 @@ fn split(rates: &WaveRates, layer: &Layer, tokens: f64, picked: f64, outside: f6
     let expert = Expert { bytes: layer.expert_bytes, weights: layer.expert_weights };
     let missing: Vec<(usize, u32)> = (0..(picked * outside).round() as usize).map(|e| (e, each as u32)).collect();
     let resident = (tokens * layer.used as f64 * (1.0 - outside)) as u64;
-    let streamed = waves::share(rates, expert, &missing, resident).streamed.len();
+    let settled = Settled { resident, cpu_seconds: 0.0 };
+    let streamed = waves::share(rates, expert, &missing, settled).streamed.len();
     let work = expert.work(each);
     [streamed, missing.len() - streamed].map(|n| Work { bytes: work.bytes * n as f64, ops: work.ops * n as f64 })
 }

@@ -18,6 +18,8 @@ pub struct WaveRates {
     pub cpu_ops: f64,
     /// Bytes a second that the CPU reads weights at.
     pub ram: f64,
+    /// The same for weights that lie on disk; infinite where none do or nothing is known.
+    pub disk: f64,
     /// The GPU copies while it computes. A device with one queue does one after the other.
     pub overlap: bool,
 }
@@ -49,13 +51,14 @@ pub struct Share {
 }
 
 impl WaveRates {
-    /// Of measured rates. wgpu opens one queue a device, so copies and kernels take turns.
+    /// Of measured rates, for weights in RAM. wgpu opens one queue a device, so copies and kernels take turns.
     pub fn new(machine: &Rates, gpu: &GpuRates) -> WaveRates {
         WaveRates {
             bus: gpu.bus_bytes_per_second,
             gpu_ops: gpu.batch_ops_per_second,
             cpu_ops: machine.batch_ops_per_second,
             ram: machine.ram_bytes_per_second,
+            disk: f64::INFINITY,
             overlap: false,
         }
     }
@@ -69,6 +72,11 @@ impl WaveRates {
     /// Seconds to compute with weights where they lie in RAM.
     pub fn compute(&self, work: Work) -> f64 {
         (work.bytes / self.ram).max(work.ops / self.cpu_ops)
+    }
+
+    /// Seconds to read weights from disk, and to compute with them as they come.
+    pub fn read(&self, work: Work) -> f64 {
+        self.compute(work).max(work.bytes / self.disk)
     }
 }
 
@@ -84,21 +92,30 @@ pub fn touched(experts: f64, used: f64, tokens: f64) -> f64 {
     if experts == 0.0 { 0.0 } else { experts * (1.0 - (1.0 - used / experts).powf(tokens)) }
 }
 
-/// Shares out missing experts, given as (expert, tokens that picked it), so that the slower side ends soonest. The GPU
-/// computes its resident experts for `resident` picks meanwhile.
-pub fn share(rates: &WaveRates, expert: Expert, missing: &[(usize, u32)], resident: u64) -> Share {
+/// What the sides do for a layer in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Settled {
+    /// Picks of experts that the GPU holds.
+    pub resident: u64,
+    /// Seconds of the CPU, for experts that can not pass.
+    pub cpu_seconds: f64,
+}
+
+/// Shares out missing experts, given as (expert, tokens that picked it), so that the slower side ends soonest, beside what
+/// either does anyway.
+pub fn share(rates: &WaveRates, expert: Expert, missing: &[(usize, u32)], settled: Settled) -> Share {
     let mut order: Vec<(usize, u32)> = missing.iter().copied().filter(|(_, tokens)| *tokens > 0).collect();
     order.sort_unstable_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(&b.0)));
     let compute = |tokens: u32| rates.compute(expert.work(f64::from(tokens)));
-    let resident_ops = expert.work(resident as f64).ops;
-    let mut left: f64 = order.iter().map(|(_, tokens)| compute(*tokens)).sum();
+    let resident_ops = expert.work(settled.resident as f64).ops;
+    let mut left = settled.cpu_seconds + order.iter().map(|(_, tokens)| compute(*tokens)).sum::<f64>();
     let mut passing = Work { bytes: 0.0, ops: resident_ops };
     let mut best = (0, rates.stream(passing), left);
     for (i, &(_, tokens)) in order.iter().enumerate() {
         let work = expert.work(f64::from(tokens));
         passing = Work { bytes: passing.bytes + work.bytes, ops: passing.ops + work.ops };
         // Sums of differences must not leave a residue where nothing is left.
-        left = if i + 1 == order.len() { 0.0 } else { left - compute(tokens) };
+        left = if i + 1 == order.len() { settled.cpu_seconds } else { left - compute(tokens) };
         let stream = rates.stream(passing);
         if stream.max(left) < best.1.max(best.2) {
             best = (i + 1, stream, left);
@@ -113,5 +130,5 @@ pub fn share_evenly(rates: &WaveRates, expert: Expert, [experts, used]: [usize; 
     let picked = touched(experts as f64, used as f64, tokens as f64).round().max(1.0);
     let each = ((tokens * used) as f64 / picked).round().max(1.0) as u32;
     let missing: Vec<(usize, u32)> = (0..picked as usize).map(|expert| (expert, each)).collect();
-    share(rates, expert, &missing, 0)
+    share(rates, expert, &missing, Settled::default())
 }

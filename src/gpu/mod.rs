@@ -230,6 +230,12 @@ impl Gpu {
         self.uploaded_bytes
     }
 
+    /// Host memory that experts pass through, with so many uploads on their way at once.
+    pub fn staging_bytes(&self, in_flight: usize) -> u64 {
+        let largest = self.pools.iter().map(Pool::slot_bytes).max().unwrap_or(0);
+        in_flight as u64 * largest + self.waves.as_ref().map_or(0, Waves::staging_bytes)
+    }
+
     /// An uploader for the slots of this device's pools, with so many uploads on their way at once.
     pub fn expert_uploader(&self, in_flight: usize) -> Result<ExpertUploader, GpuError> {
         ExpertUploader::new(&self.device, &self.pools, in_flight)

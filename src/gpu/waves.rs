@@ -33,6 +33,13 @@ pub(super) struct Waves {
     uploader: WaveUploader,
 }
 
+impl Waves {
+    /// Host memory that waves pass through.
+    pub(super) fn staging_bytes(&self) -> u64 {
+        self.uploader.stages.iter().map(|stage| stage.buffer.size()).sum()
+    }
+}
+
 /// `None` when no pool has room for waves.
 pub(super) fn prepare(setup: &mut Setup, pools: &Arc<[Pool]>) -> Result<Option<Waves>, GpuError> {
     let plan = setup.plan;

@@ -1,11 +1,11 @@
 //! Prompts in waves: the cost model that says which experts pass through VRAM.
 
-use rynd::experts::waves::{Expert, WaveRates, Work, share, share_evenly};
+use rynd::experts::waves::{Expert, Settled, WaveRates, Work, share, share_evenly};
 
 /// An expert of Qwen3-Coder-480B at Q4_K_M, 160 a layer, 8 of them picked, 62 layers.
 const BIG: Expert = Expert { bytes: 28_570_000, weights: 3 * 6144 * 2560 };
 /// PCIe 4, one card's arithmetic, eight channels of RAM.
-const RIG: WaveRates = WaveRates { bus: 25e9, gpu_ops: 142e12, cpu_ops: 2e12, ram: 260e9, overlap: true };
+const RIG: WaveRates = WaveRates { bus: 25e9, gpu_ops: 142e12, cpu_ops: 2e12, ram: 260e9, disk: 6.5e9, overlap: true };
 
 fn near(found: f64, expected: f64, part: f64) {
     assert!((found / expected - 1.0).abs() <= part, "{found} is not {expected}");
@@ -56,21 +56,21 @@ fn few_tokens_stay_on_the_cpu_and_many_pass() {
     assert_eq!(share_evenly(&slow, BIG, [160, 8], 8192).streamed.len(), 160);
     let no_bus = WaveRates { bus: 1.0, ..RIG };
     assert!(share_evenly(&no_bus, BIG, [160, 8], 8192).streamed.is_empty());
-    assert_eq!(share(&RIG, BIG, &[], 0).streamed, Vec::<usize>::new());
-    assert_eq!(share(&RIG, BIG, &[(3, 0)], 0).streamed, Vec::<usize>::new(), "nobody picked it");
+    assert_eq!(share(&RIG, BIG, &[], Settled::default()).streamed, Vec::<usize>::new());
+    assert_eq!(share(&RIG, BIG, &[(3, 0)], Settled::default()).streamed, Vec::<usize>::new(), "nobody picked it");
 }
 
 #[test]
 fn the_sides_end_together_and_the_most_picked_experts_pass() {
     let missing: Vec<(usize, u32)> = (0..120).map(|expert| (expert, 20 + (expert as u32 * 37) % 180)).collect();
-    let found = share(&RIG, BIG, &missing, 0);
+    let found = share(&RIG, BIG, &missing, Settled::default());
     assert!(!found.streamed.is_empty() && found.streamed.len() < 120, "{found:?}");
     near(found.stream_seconds, found.compute_seconds, 0.05);
     let tokens = |expert: usize| missing[expert].1;
     let least_passing = found.streamed.iter().map(|&e| tokens(e)).min().unwrap_or(0);
     let most_left = (0..120).filter(|e| !found.streamed.contains(e)).map(tokens).max().unwrap_or(0);
     assert!(least_passing >= most_left);
-    let alone = share(&WaveRates { bus: 1.0, ..RIG }, BIG, &missing, 0);
+    let alone = share(&WaveRates { bus: 1.0, ..RIG }, BIG, &missing, Settled::default());
     assert!(found.stream_seconds.max(found.compute_seconds) < 0.8 * alone.compute_seconds, "both work at once");
 }
 
@@ -82,7 +82,7 @@ fn no_other_share_is_faster_than_by_one_expert() {
         let resident = u64::from(seed % 3) * 4000;
         for overlap in [false, true] {
             let rates = WaveRates { overlap, cpu_ops: 1e11 * f64::from(seed), ..RIG };
-            let found = share(&rates, BIG, &missing, resident);
+            let found = share(&rates, BIG, &missing, Settled { resident, cpu_seconds: 0.0 });
             let seconds = found.stream_seconds.max(found.compute_seconds);
             let most = rates.compute(BIG.work(400.0)).max(rates.stream(BIG.work(400.0)));
             assert!(seconds <= least(&rates, &missing, resident) + most, "{missing:?}");
@@ -93,8 +93,19 @@ fn no_other_share_is_faster_than_by_one_expert() {
 #[test]
 fn resident_experts_take_the_gpus_time() {
     let missing: Vec<(usize, u32)> = (0..60).map(|expert| (expert, 100)).collect();
-    let free = share(&RIG, BIG, &missing, 0).streamed.len();
+    let free = share(&RIG, BIG, &missing, Settled::default()).streamed.len();
     let rates = WaveRates { gpu_ops: 10e12, overlap: false, ..RIG };
-    let busy = share(&rates, BIG, &missing, 200 * 500).streamed.len();
+    let busy = share(&rates, BIG, &missing, Settled { resident: 200 * 500, cpu_seconds: 0.0 }).streamed.len();
     assert!(busy < free, "{busy} {free}");
+}
+
+#[test]
+fn what_the_cpu_must_read_from_disk_leaves_the_rest_to_the_gpu() {
+    let missing: Vec<(usize, u32)> = (0..60).map(|expert| (expert, 50)).collect();
+    let free = share(&RIG, BIG, &missing, Settled::default()).streamed.len();
+    let from_disk = 40.0 * RIG.read(BIG.work(50.0));
+    near(from_disk, 40.0 * 28.57e6 / 6.5e9, 1e-9);
+    let reading = share(&RIG, BIG, &missing, Settled { resident: 0, cpu_seconds: from_disk });
+    assert!(free < 60 && reading.streamed.len() == 60, "{free}, {reading:?}");
+    near(reading.compute_seconds, from_disk, 1e-9);
 }

@@ -64,9 +64,8 @@ impl<'a> WaveRoom<'a> {
             Some(WaveRates::new(&Rates::load(home, config.threads())?, &kept_gpu_rates(adapter, home)?))
         };
         let rates = |adapter: &AdapterReport| {
-            // A wave reads the mapping; what a RAM tier keeps is not there, and page faults are no way to read a disk.
             // With unified memory a copy brings an expert nowhere: the same RAM feeds both sides.
-            let passes = config.tiers.is_none() && (!adapter.unified_memory || probe.wave.is_some());
+            let passes = !adapter.unified_memory || probe.wave.is_some();
             passes.then(|| probe.rates.or_else(|| kept(adapter))).flatten()
         };
         WaveRoom { batch, rates: adapters.iter().map(rates).collect(), probe }

@@ -40,7 +40,7 @@ use crate::plan::{Op, Plan, Slot, WeightId};
 use crate::weights::Weights;
 
 /// Staging buffers of a GPU: uploads on their way at once.
-const IN_FLIGHT: usize = 4;
+pub const IN_FLIGHT: usize = 4;
 /// Generated tokens before the guard begins to measure: a cold cache is no judge.
 const WARM_UP: u64 = 16;
 /// Uploads that wait, in tokens' worth of picks, before the pager is asked for more.
@@ -144,7 +144,7 @@ impl Hybrid {
             stage: 0,
             slots_at_start: slots.slots(),
             cache: CacheReport::new(slots),
-            waves: Waves::new(weights, slots, options),
+            waves: Waves::new(weights, slots, tier, options),
             picked: vec![vec![]; count],
             late: vec![],
             rows: vec![],

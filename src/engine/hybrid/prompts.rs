@@ -2,12 +2,17 @@
 //!
 //! Which of them pass is decided by layer, when the picks are known (`experts::waves`). A wave is packed, copied and computed
 //! on the GPU, and the next one is packed meanwhile. Where all experts will pass, whatever is picked, the first wave
-//! is brought while the layer's attention is computed. The pager hears of none of it: what is resident stays.
+//! is brought while the layer's attention is computed. The pager hears of none of it: what is resident stays. With a RAM tier
+//! only what lies in it passes; the CPU reads the rest from disk meanwhile.
+
+use std::sync::Arc;
 
 use super::{ExpertOptions, Hybrid, Layer, Passing, Prompts, SlotPlan};
 use crate::backend::{Backend, BackendError, ELSEWHERE, Env};
 use crate::cpu::Cpu;
-use crate::experts::waves::{Expert, WaveRates, share, share_evenly, touched};
+use crate::experts::store::{Loan, SCORED_TOKENS};
+use crate::experts::tier::Tier;
+use crate::experts::waves::{Expert, Settled, WaveRates, share, share_evenly, touched};
 use crate::experts::{Grid, Place};
 use crate::gpu::Gpu;
 use crate::plan::WeightId;
@@ -19,6 +24,7 @@ const SURE: f64 = 0.9;
 /// What brings experts to the GPUs for the time of one layer.
 pub(super) struct Waves {
     weights: Weights,
+    tier: Option<Arc<Tier>>,
     rates: Vec<Option<WaveRates>>, // by GPU
     forced: Option<Passing>,
     turns: Vec<usize>, // by GPU: waves so far
@@ -36,9 +42,10 @@ struct Ahead {
 }
 
 impl Waves {
-    pub(super) fn new(weights: &Weights, slots: &SlotPlan, options: &ExpertOptions) -> Waves {
+    pub(super) fn new(weights: &Weights, slots: &SlotPlan, tier: Option<&Arc<Tier>>, options: &ExpertOptions) -> Waves {
         Waves {
             weights: weights.clone(),
+            tier: tier.cloned(),
             rates: slots.waves.clone(),
             forced: options.probe.passing,
             turns: vec![0; slots.on_gpu.len()],
@@ -49,28 +56,52 @@ impl Waves {
         }
     }
 
-    /// Brings experts of a layer to the half whose turn it is, and returns that; an error when they are not there.
+    /// Brings experts of a layer to the half whose turn it is, and returns that and those that are there. With a RAM tier an
+    /// expert may have lost its slot since it was chosen: it is left out.
     fn upload(
         &mut self,
         layer: Layer,
         (home, gpu): (usize, &mut Gpu),
         experts: &[usize],
         bytes: u64,
-    ) -> Result<usize, String> {
+    ) -> Result<(usize, Vec<usize>), String> {
         let half = self.turns[home] % 2;
-        let parts = |expert: usize| layer.tensors.map(|id| self.weights.expert(id, expert));
-        let parts: Vec<[&[u8]; 3]> = experts.iter().map(|&expert| parts(expert)).collect();
+        let in_tier = self.tier.as_ref().and_then(|tier| Some((tier, tier.place(layer.tensors[0])?.0)));
+        let lend = |&expert: &usize| in_tier.and_then(|(tier, at)| Some((expert, tier.store.lend(at, expert)?)));
+        let loans: Vec<(usize, Loan)> = experts.iter().filter_map(lend).collect();
+        let (experts, parts): (Vec<usize>, Vec<[&[u8]; 3]>) = match in_tier {
+            Some(_) => loans.iter().map(|(expert, loan)| (*expert, loan.parts())).unzip(),
+            None => {
+                let parts = |expert: usize| layer.tensors.map(|id| self.weights.expert(id, expert));
+                experts.iter().map(|&expert| (expert, parts(expert))).unzip()
+            }
+        };
+        if experts.is_empty() {
+            return Ok((half, experts));
+        }
         gpu.upload_wave(layer.step, half, &parts).map_err(|e| e.to_string())?;
+        drop(loans);
         self.turns[home] += 1;
         self.counted.streamed += experts.len() as u64;
         self.counted.streamed_bytes += experts.len() as u64 * bytes;
-        Ok(half)
+        Ok((half, experts))
+    }
+
+    /// What is not in RAM is read from disk at this rate, in bytes a second.
+    fn reads_at(&mut self, rate: f64) {
+        self.rates.iter_mut().flatten().for_each(|rates| rates.disk = rate);
     }
 
     /// Whether the next upload is one that fails.
     fn fails(&mut self) -> bool {
         self.attempts += 1;
         self.fail_every.is_some_and(|n| self.attempts.is_multiple_of(n))
+    }
+
+    /// Whether an expert lies where it can be copied from.
+    fn is_at_hand(&self, tensors: [WeightId; 3], expert: usize) -> bool {
+        let place = |tier: &Arc<Tier>| Some(tier.store.is_ready(tier.place(tensors[0])?.0, expert));
+        self.tier.as_ref().is_none_or(|tier| place(tier).unwrap_or(true))
     }
 
     fn expert(&self, grid: &Grid, layer: usize, tensors: [WeightId; 3]) -> Expert {
@@ -80,6 +111,11 @@ impl Waves {
 }
 
 impl Hybrid {
+    /// What is not in RAM is read from disk at this rate, in bytes a second.
+    pub(super) fn reads_at(&mut self, rate: f64) {
+        self.waves.reads_at(rate);
+    }
+
     /// While the home GPU computes what comes before a layer's experts: brings a first wave of those that will surely pass.
     pub(super) fn upload_ahead(&mut self, layer: usize, t: usize, (home, gpu): (usize, &mut Gpu)) {
         self.waves.ahead = None;
@@ -100,7 +136,8 @@ impl Hybrid {
         }
         let scores = self.pager.scores();
         let score = |expert: usize| scores.crf(grid.entry(layer, expert));
-        let mut experts: Vec<usize> = (0..grid.experts).filter(|&expert| self.is_missing(layer, expert)).collect();
+        let may_pass = |&e: &usize| self.is_missing(layer, e) && self.waves.is_at_hand(info.tensors, e);
+        let mut experts: Vec<usize> = (0..grid.experts).filter(may_pass).collect();
         experts.sort_by(|&a, &b| score(b).total_cmp(&score(a)));
         experts.truncate(wave);
         let bytes = grid.bytes(layer);
@@ -109,7 +146,8 @@ impl Hybrid {
             return;
         }
         match self.waves.upload(info, (home, gpu), &experts, bytes) {
-            Ok(half) => self.waves.ahead = Some(Ahead { half, experts }),
+            Ok((_, experts)) if experts.is_empty() => {}
+            Ok((half, experts)) => self.waves.ahead = Some(Ahead { half, experts }),
             // They are asked for again when the picks are known.
             Err(why) => self.could_not_pass(&experts, &why),
         }
@@ -118,16 +156,17 @@ impl Hybrid {
     /// Of a layer whose picks were read: the missing experts that pass through its home GPU, in order. What was brought ahead
     /// passes in any case.
     pub(super) fn passing(&self, layer: usize) -> Vec<usize> {
-        let Some(Layer { tensors, home: Some(home), .. }) = self.layers[layer] else { return vec![] };
+        let Some(Layer { tensors, home: Some(home), used, .. }) = self.layers[layer] else { return vec![] };
         let grid = self.pager.grid();
         let mut tokens = vec![0_u32; grid.experts];
         self.picked[layer].iter().for_each(|&id| tokens[id as usize] += 1);
         let ahead = self.waves.ahead.as_ref().map_or(&[][..], |ahead| &ahead.experts);
         let mut passing: Vec<usize> = ahead.iter().copied().filter(|&expert| tokens[expert] > 0).collect();
-        let mut missing: Vec<(usize, u32)> = (0..grid.experts)
+        let missing = (0..grid.experts)
             .filter(|expert| tokens[*expert] > 0 && self.is_missing(layer, *expert) && !ahead.contains(expert))
-            .map(|expert| (expert, tokens[expert]))
-            .collect();
+            .map(|expert| (expert, tokens[expert]));
+        let (mut missing, on_disk) =
+            missing.partition::<Vec<_>, _>(|(expert, _)| self.waves.is_at_hand(tensors, *expert));
         let more = match (self.waves.forced, &self.waves.rates[home]) {
             (Some(Passing::All), _) => missing.iter().map(|(expert, _)| *expert).collect(),
             (Some(Passing::Half), _) => {
@@ -137,11 +176,21 @@ impl Hybrid {
             (None, Some(rates)) => {
                 let on_gpu = (0..grid.experts).filter(|e| !self.is_missing(layer, *e) || ahead.contains(e));
                 let resident = on_gpu.map(|expert| u64::from(tokens[expert])).sum();
-                share(rates, self.waves.expert(grid, layer, tensors), &missing, resident).streamed
+                let expert = self.waves.expert(grid, layer, tensors);
+                let read = |(_, tokens): &(usize, u32)| rates.read(expert.work(f64::from(*tokens)));
+                let settled = Settled { resident, cpu_seconds: on_disk.iter().map(read).sum() };
+                share(rates, expert, &missing, settled).streamed
             }
             (None, None) => vec![],
         };
         passing.extend(more);
+        if let Some(tier) = &self.waves.tier
+            && let Some((at, _)) = tier.place(tensors[0])
+        {
+            // The CPU tells the tier of what it computes; what passes is as worth keeping.
+            let rows = self.picked[layer].chunks_exact(used).rev().take(SCORED_TOKENS);
+            tier.store.picked(at, rows.flatten().map(|id| *id as usize).filter(|id| passing.contains(id)));
+        }
         passing
     }
 
@@ -176,9 +225,12 @@ impl Hybrid {
                 continue;
             }
             match self.waves.upload(info, (home, gpu), &wave, bytes) {
-                Ok(half) => {
-                    gpu.submit_wave(info.step, half, &wave, grouped)?;
-                    grouped = true;
+                Ok((half, there)) => {
+                    failed.extend(wave.iter().copied().filter(|expert| !there.contains(expert)));
+                    if !there.is_empty() {
+                        gpu.submit_wave(info.step, half, &there, grouped)?;
+                        grouped = true;
+                    }
                 }
                 Err(why) => {
                     self.could_not_pass(&wave, &why);
