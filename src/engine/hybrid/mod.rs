@@ -421,10 +421,9 @@ impl Hybrid {
         self.picked[layer].extend(ids);
     }
 
-    /// After a layer ran: its picks for a log. Where the CPU ran the router, it has told them itself.
+    /// After a layer ran: its picks for a log.
     pub fn log(&self, layer: usize, log: &PickLog) {
-        if let (Some(Layer { router, home: Some(_), .. }), false) = (self.layers[layer], self.picked[layer].is_empty())
-        {
+        if let (Some(Layer { router, .. }), false) = (self.layers[layer], self.picked[layer].is_empty()) {
             log.put(router, &self.rows);
         }
     }
