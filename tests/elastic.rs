@@ -14,9 +14,10 @@ use std::sync::Mutex;
 use golden_case::{argmax, exact, furthest, gpu_options, ids, load, reference};
 use rynd::backend::KvFormat;
 use rynd::engine::{
-    CacheReport, Engine, EngineConfig, ExpertOptions, GpuChoice, GpuOptions, Listing, Probe, Session, Span, Wanted,
-    advance,
+    CacheReport, Engine, EngineConfig, ExpertOptions, GpuChoice, GpuOptions, Listing, Probe, RivalProbe, Session, Span,
+    Wanted, advance,
 };
+use rynd::experts::Standing;
 use rynd::gpu::room;
 use rynd::plan::{Op, PAGE_TOKENS};
 
@@ -297,4 +298,133 @@ fn a_device_with_less_memory_than_planned_gives_up_more_slots() {
         step(&mut gpu, &mut cpu, [&mut a, &mut b], &[id]);
     }
     assert_eq!(argmax(gpu.last_logits().unwrap()), argmax(cpu.last_logits().unwrap()));
+}
+
+/// A growth that the driver refuses at each of its buffers: at that one only, or from there on.
+fn check_refusals(devices: usize, slots_of_each: Option<Vec<usize>>, all: bool) {
+    let probe = Probe { wait: true, random_fill: Some(5), slots: slots_of_each, ..Probe::default() };
+    let Some(config) = elastic(devices, 1, 0.3, probe) else { return };
+    let ids = prompt();
+    for first in 0.. {
+        let what = format!("{devices} devices, buffer {first}, and all after it: {all}");
+        let (mut gpu, mut cpu) = (load(MODEL, &config), reference_engine(1));
+        let (mut a, mut b) = (Session::new(), Session::new());
+        step(&mut gpu, &mut cpu, [&mut a, &mut b], &ids[..60]);
+        let (before, held) = (slots(&gpu), allocated(&gpu, &config));
+        let device = gpu.gpus().last().unwrap().device().clone();
+        device.refuse(first..if all { u64::MAX } else { first + 1 });
+        let grown = a.extend(&mut gpu, &ids[60..300], Wanted::Last, |_, _| ControlFlow::Continue(()));
+        device.refuse(0..0);
+        let Err(error) = grown else {
+            assert!(slots(&gpu) < before && first >= 2, "{what}: {} of {before} slots", slots(&gpu));
+            return;
+        };
+        let error = error.to_string();
+        for word in ["320 tokens", "--gpu-memory", "-c", "--kv q8_0", "cached "] {
+            assert!(error.contains(word), "'{word}' is not in: {error}");
+        }
+        let report = cache(&gpu);
+        assert_eq!((a.ids(), report.tokens, report.grew), (&ids[..60], 64, 0), "{what}");
+        assert_eq!(report.given_up, before - slots(&gpu), "{what}");
+        if all {
+            assert!(slots(&gpu) < before, "{what}: memory that is not there");
+        } else {
+            assert_eq!((slots(&gpu), allocated(&gpu, &config)), (before, held.clone()), "{what}");
+        }
+        // What there is room for goes on, then all, then what was lost comes back.
+        for &id in &ids[60..64] {
+            step(&mut gpu, &mut cpu, [&mut a, &mut b], &[id]);
+        }
+        for piece in ids[64..300].chunks(50) {
+            step(&mut gpu, &mut cpu, [&mut a, &mut b], piece);
+        }
+        assert_eq!(cache(&gpu).tokens, 320, "{what}");
+        a.truncate(&mut gpu, 10);
+        b.truncate(&mut cpu, 10);
+        for &id in &ids[10..24] {
+            step(&mut gpu, &mut cpu, [&mut a, &mut b], &[id]);
+        }
+        assert_eq!((slots(&gpu), allocated(&gpu, &config)), (before, held), "{what}");
+        assert!(gpu.expert_report().unwrap().filled > before / 2, "{what}: experts come back");
+    }
+}
+
+#[test]
+fn a_driver_that_refuses_memory_midway_is_one_error_and_what_was_there_goes_on() {
+    check_refusals(1, None, false);
+    // The second device refuses when the first has grown.
+    check_refusals(2, Some(vec![12, 10]), false);
+}
+
+#[test]
+fn a_driver_that_gives_no_memory_back_costs_slots_and_no_number() {
+    check_refusals(1, None, true);
+    check_refusals(2, Some(vec![12, 10]), true);
+}
+
+/// What the user was told while whole layers were on trial.
+static TRIALS: Mutex<Vec<String>> = Mutex::new(vec![]);
+
+#[test]
+fn whole_layers_on_trial_find_and_leave_a_context_beyond_the_first_cache() {
+    let fast = RivalProbe { predicted: 0.0, measured: 0.0, fails: false };
+    let slow = RivalProbe { measured: 1e9, ..fast };
+    let failing = RivalProbe { fails: true, ..fast };
+    for (devices, rival, end) in
+        [(1, fast, "took the place"), (1, slow, "given up"), (1, failing, "set up"), (2, slow, "given up")]
+    {
+        let what = format!("{devices} devices, {end}");
+        // Two devices would have room for all.
+        let few = (devices == 2).then(|| vec![12, 10]);
+        let probe = Probe { wait: true, rival: Some(rival), slots: few, ..Probe::default() };
+        let Some(config) = elastic(devices, 2, 0.1, probe) else { return };
+        let experts = ExpertOptions { guard: true, ..config.experts.clone() };
+        let notice = |line: &str| TRIALS.lock().unwrap().push(line.to_owned());
+        let config = EngineConfig { experts, notice, ..config };
+        TRIALS.lock().unwrap().clear();
+        let (mut gpu, mut cpu) = (load(MODEL, &config), reference_engine(2));
+        let start = slots(&gpu);
+        let ids = prompt();
+        let (mut a, mut b) = (Session::new(), Session::new());
+        let (mut idle, mut idle_b) = (Session::new(), Session::new());
+        step(&mut gpu, &mut cpu, [&mut idle, &mut idle_b], &ids[400..500]);
+        for piece in ids[..150].chunks(70) {
+            step(&mut gpu, &mut cpu, [&mut a, &mut b], piece);
+        }
+        assert_eq!(cache(&gpu).tokens, 320, "{what}: two pages and three");
+        assert!(slots(&gpu) < start, "{what}: {} of {start}", slots(&gpu));
+        let (mut tried, mut paged) = (0, 0);
+        for &id in &ids[150..330] {
+            step(&mut gpu, &mut cpu, [&mut a, &mut b], &[id]);
+            allocated(&gpu, &config);
+            match gpu.expert_report().unwrap().rival {
+                Some(Standing::Running { .. }) => tried += 1,
+                Some(Standing::Lost { .. } | Standing::Failed { .. }) => {
+                    paged += 1;
+                    let tokens = 128 + a.ids().len().next_multiple_of(PAGE_TOKENS);
+                    let report = cache(&gpu);
+                    assert_eq!((report.tokens, report.given_up), (tokens, start - slots(&gpu)), "{what}");
+                }
+                _ => {}
+            }
+        }
+        let told = std::mem::take(&mut *TRIALS.lock().unwrap());
+        assert!(told.iter().any(|line| line.contains(end)), "{what}: {told:?}");
+        assert_eq!(told.iter().filter(|line| line.starts_with("KV grew")).count(), 1, "{what}: {told:?}");
+        assert_eq!((tried > 0, paged > 100), (end != "set up", end != "took the place"), "{what}: {told:?}");
+        // The timeline that slept through all of it, which is computed anew.
+        for &id in &ids[500..540] {
+            step(&mut gpu, &mut cpu, [&mut idle, &mut idle_b], &[id]);
+        }
+        a.clear(&mut gpu);
+        b.clear(&mut cpu);
+        idle.truncate(&mut gpu, 20);
+        idle_b.truncate(&mut cpu, 20);
+        step(&mut gpu, &mut cpu, [&mut idle, &mut idle_b], &ids[420..430]);
+        if paged > 0 {
+            assert_eq!((slots(&gpu), cache(&gpu).tokens), (start, 64), "{what}: {:?}", cache(&gpu));
+            assert!(cache(&gpu).shrank > 0, "{what}");
+        }
+        allocated(&gpu, &config);
+    }
 }

@@ -4,6 +4,7 @@
 //! exist), and the adapter's own limits are taken as they are. Memory is counted here, since no API says how much is
 //! free. Late errors are kept and returned by the next call instead of a panic.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -70,6 +71,8 @@ struct Inner {
     allocated: AtomicU64,
     peak: AtomicU64,
     allocations: AtomicU64,
+    /// Of the buffers that are asked for next, those that tests have refused.
+    refused: Mutex<Range<u64>>,
     failure: Arc<Mutex<Option<String>>>,
     pipelines: Mutex<Pipelines>,
 }
@@ -131,6 +134,7 @@ impl Device {
             allocated: AtomicU64::new(0),
             peak: AtomicU64::new(0),
             allocations: AtomicU64::new(0),
+            refused: Mutex::default(),
             failure,
             pipelines: Mutex::default(),
             report,
@@ -170,6 +174,19 @@ impl Device {
     /// Counts these bytes as taken from now on, as if the machine had less memory.
     pub fn take_away(&self, bytes: u64) {
         self.0.allocated.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Refuses these of the buffers that are asked for from now on, as a driver does that has no memory for them.
+    pub fn refuse(&self, buffers: Range<u64>) {
+        *self.0.refused.lock().unwrap_or_else(PoisonError::into_inner) = buffers;
+    }
+
+    /// Whether the buffer that is asked for now is one of those.
+    fn is_refused(&self) -> bool {
+        let mut refused = self.0.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let this = refused.contains(&0);
+        *refused = refused.start.saturating_sub(1)..refused.end.saturating_sub(1);
+        this
     }
 
     /// Makes the device fail from now on, as a crashed driver does.
@@ -244,16 +261,16 @@ impl Device {
     /// Memory of the host that values are read back through; no budget is asked.
     pub(super) fn host_buffer(&self, bytes: u64) -> Result<wgpu::Buffer, GpuError> {
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        self.host_memory("reading values back", bytes, usage, false)
+        self.create("reading values back", bytes.next_multiple_of(16).max(16), usage, false)
     }
 
     /// Memory of the host that weights pass through, mapped; no budget is asked.
     pub(super) fn staging_buffer(&self, bytes: u64) -> Result<wgpu::Buffer, GpuError> {
         let usage = wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC;
-        self.host_memory("staging memory of waves", bytes, usage, true)
+        self.create("staging memory of waves", bytes.next_multiple_of(16).max(16), usage, true)
     }
 
-    fn host_memory(
+    fn create(
         &self,
         what: &str,
         bytes: u64,
@@ -263,16 +280,19 @@ impl Device {
         let scope = self.0.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let buffer = self.0.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some(what),
-            size: bytes.next_multiple_of(16).max(16),
+            size: bytes,
             usage,
             mapped_at_creation: mapped,
         });
         if pollster::block_on(scope.pop()).is_some() {
-            let (adapter, what) = (self.0.report.name.clone(), what.to_owned());
-            return Err(GpuError::OutOfMemory { adapter, what, bytes });
+            return Err(self.out_of_memory(what, bytes));
         }
         self.check()?;
         Ok(buffer)
+    }
+
+    fn out_of_memory(&self, what: &str, bytes: u64) -> GpuError {
+        GpuError::OutOfMemory { adapter: self.0.report.name.clone(), what: what.to_owned(), bytes }
     }
 
     /// A buffer within the budget and the device's memory.
@@ -299,18 +319,10 @@ impl Device {
         {
             return Err(GpuError::OverBudget { what: what.to_owned(), bytes, left });
         }
-        let scope = self.0.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let buffer = self.0.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some(what),
-            size: bytes,
-            usage,
-            mapped_at_creation: mapped,
-        });
-        if pollster::block_on(scope.pop()).is_some() {
-            let (adapter, what) = (self.0.report.name.clone(), what.to_owned());
-            return Err(GpuError::OutOfMemory { adapter, what, bytes });
+        if self.is_refused() {
+            return Err(self.out_of_memory(what, bytes));
         }
-        self.check()?;
+        let buffer = self.create(what, bytes, usage, mapped)?;
         let before = self.0.allocated.fetch_add(bytes, Ordering::Relaxed);
         self.0.peak.fetch_max(before + bytes, Ordering::Relaxed);
         self.0.allocations.fetch_add(1, Ordering::Relaxed);

@@ -23,17 +23,18 @@ impl Hybrid {
         self.began = None;
         let before = self.pager.filled().1;
         let grows = to > self.stage;
+        let changed = if grows { self.grow(gpus, to) } else { self.shrink(gpus, to) };
+        // Also a change that failed may have cost slots.
+        let now = self.pager.filled().1;
+        self.cache.given_up = self.slots_at_start.saturating_sub(now);
+        changed?;
         if grows {
-            self.grow(gpus, to)?;
             self.cache.grew += 1;
         } else {
-            self.shrink(gpus, to)?;
             self.cache.shrank += 1;
         }
         self.stage = to;
         self.cache.tokens = self.stages[to].pages * PAGE_TOKENS;
-        let now = self.pager.filled().1;
-        self.cache.given_up = self.slots_at_start.saturating_sub(now);
         if self.cache.grew + self.cache.shrank == 1 {
             let (tokens, lost) = (self.cache.tokens, before - now.min(before));
             (self.options.notice)(&format!(

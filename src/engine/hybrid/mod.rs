@@ -481,6 +481,10 @@ impl Hybrid {
         self.failed = report.failed;
         self.pager.count_on(report.counters);
         self.waves.counted = report.prompts;
+        if let Some(before) = report.cache {
+            (self.cache.grew, self.cache.shrank) = (before.grew, before.shrank);
+        }
+        self.settle_tiers();
     }
 
     /// What was counted so far.
