@@ -484,7 +484,6 @@ impl Hybrid {
         if let Some(before) = report.cache {
             (self.cache.grew, self.cache.shrank) = (before.grew, before.shrank);
         }
-        self.settle_tiers();
     }
 
     /// What was counted so far.
