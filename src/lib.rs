@@ -71,13 +71,13 @@
 //! whose other steps run on the CPU sends its hits to the GPUs that hold them. For the 480B over PCIe 4 the model gives 181,
 //! 361 and 723 tokens a second in batches of 2048, 4096 and 8192 when all layers pass.
 //!
-//! Caches start small: as the context
-//! grows, the least valuable experts make room, and come back when it shrinks, so a GPU never holds more than its budget.
-//! What was learned is kept by the key of the model's routers and loaded at the next start, also by runs
-//! without a GPU.
+//! Caches start small: as the context grows, the least valuable experts make room, and come back when it shrinks, so a
+//! GPU never holds more than its budget. What was learned is kept by the key of the model's routers and loaded at the
+//! next start, also by runs without a GPU.
 //!
-//! The pager ([`experts::Pager`]) knows no clock and no device: `rynd experts replay` runs the same code over a trace. Hit % (points behind Belady's optimum), uploads a layer and token and
-//! modelled tok/s over the decode of two public traces, global pools:
+//! The pager ([`experts::Pager`]) knows no clock and no device: `rynd experts replay` runs the same code over a trace.
+//! Hit % (points behind Belady's optimum), uploads a layer and token and modelled tok/s over the decode of two public
+//! traces, global pools:
 //!
 //! | trace | policy | 10% resident | 20% | 40% |
 //! |--|--|--|--|--|
@@ -95,12 +95,12 @@
 //! # Less memory than the model
 //!
 //! Dense weights stay mapped; with a budget, experts live in slots filled by direct reads that start when the picks are
-//! known. Slots keep what the router picked often and lately. Sums keep their order, so a budget changes speed and never a
-//! number. What lies in VRAM is the first to lose its slot in RAM. An
-//! 11.6 GB mixture under `--ram 4G` (4.295 GB) held 4.22 GB, page cache included, and under 2G (2.147 GB) 2.07 GB, and made
-//! 3.4 and 2.1 tokens a second where the cost model gives 0.96 to 1.93 for 4G. Without a budget the tier's code costs a generated
-//! token 0.5% of its speed (the 0.5B as 16 experts, with and without that code: median of 47 pairs in turn on a shared machine,
-//! 95% interval 2.0% faster to 1.9% slower).
+//! known. Slots keep what the router picked often and lately. Sums keep their order, so a budget changes speed and
+//! never a number. What lies in VRAM is the first to lose its slot in RAM. An 11.6 GB mixture under `--ram 4G` (4.295
+//! GB) held 4.22 GB, page cache included, and under 2G (2.147 GB) 2.07 GB, and made 3.4 and 2.1 tokens a second where
+//! the cost model gives 0.96 to 1.93 for 4G. Without a budget the tier's code costs a generated token 0.5% of its speed
+//! (the 0.5B as 16 experts, with and without that code: median of 47 pairs in turn on a shared machine, 95% interval
+//! 2.0% faster to 1.9% slower).
 //!
 //! # Quantising
 //!
