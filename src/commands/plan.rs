@@ -264,7 +264,9 @@ fn report(arguments: &Arguments, outline: &Outline, shape: &Shape, rig: Rig, mut
     if rig.vram() > 0 {
         notes.push(format!("{:.0} us a layer for launches and for the sides to meet", rig.sync_seconds * 1e6));
     }
-    notes.push("prefill: copies, reads and arithmetic overlap (on a GPU with one queue they take turns); attention's own work is not counted".to_owned());
+    let overlap = "prefill: copies, reads and arithmetic overlap (on a GPU with one queue they take turns); attention's own \
+                   work is not counted";
+    notes.push(overlap.to_owned());
     if rig.vram() > 0 && rig.gpu_ops.is_none() {
         notes.push("the cards' arithmetic is unknown, so prefill counts bytes only".to_owned());
     }

@@ -236,24 +236,20 @@ pub fn prefill(shape: &Shape, rig: &Rig, placed: &Placement, batch: u64) -> Pref
         disk: rig.disk_rate,
         overlap: true,
     };
-    // Copies, reads and arithmetic overlap, so each is timed alone.
-    let streamed = |work: Work| [Work { ops: 0.0, ..work }, Work { bytes: 0.0, ..work }].map(|work| rates.stream(work));
-    let computed =
-        |work: Work| [Work { ops: 0.0, ..work }, Work { bytes: 0.0, ..work }].map(|work| rates.compute(work));
 
     let mut ways = vec![];
     let dense_ram = placed.ram.dense_bytes as f64;
     if rig.vram() > 0 {
         let memory = (placed.vram.dense_bytes as f64 + read) / rig.vram_rate;
-        let [bus, arithmetic] = streamed(Work { bytes: in_ram + on_disk + dense_ram, ops });
-        ways.push((Way::Streamed, [bus, disk, memory, arithmetic]));
+        let bus = (in_ram + on_disk + dense_ram) / rates.bus;
+        ways.push((Way::Streamed, [bus, disk, memory, ops / rates.gpu_ops]));
     }
     if rig.vram() == 0 || (rig.cpu_ops.is_some() && !rig.unified) {
         let experts = shape.layers.iter().map(|l| l.used * l.expert_weights).sum::<u64>() as f64;
         let of_cpu = if rig.vram() == 0 { 1.0 } else { outside * experts / shape.weights_per_token().max(1) as f64 };
-        let [memory, arithmetic] = computed(Work { bytes: dense_ram + in_ram + on_disk, ops: ops * of_cpu });
+        let memory = (dense_ram + in_ram + on_disk) / rates.ram;
         let hits = (placed.vram.dense_bytes as f64 + in_vram) / rig.vram_rate;
-        ways.push((Way::Cpu, [0.0, disk, memory.max(hits), arithmetic]));
+        ways.push((Way::Cpu, [0.0, disk, memory.max(hits), ops * of_cpu / rates.cpu_ops]));
     }
     if rig.vram() > 0 && rig.cpu_ops.is_some() && !rig.unified {
         let (mut passing, mut left) = (0.0, Work { bytes: dense_ram, ops: 0.0 });
@@ -262,13 +258,14 @@ pub fn prefill(shape: &Shape, rig: &Rig, placed: &Placement, batch: u64) -> Pref
             passing += streams.bytes;
             left = Work { bytes: left.bytes + stays.bytes, ops: left.ops + stays.ops };
         }
-        let [bus, on_gpu] = streamed(Work { bytes: passing, ops: ops - left.ops });
-        let [memory, on_cpu] = computed(left);
+        let memory = left.bytes / rates.ram;
         let vram = (placed.vram.dense_bytes as f64 + in_vram + passing) / rig.vram_rate;
-        ways.push((Way::Split, [bus, disk, memory.max(vram), on_gpu.max(on_cpu)]));
+        let arithmetic = ((ops - left.ops) / rates.gpu_ops).max(left.ops / rates.cpu_ops);
+        ways.push((Way::Split, [passing / rates.bus, disk, memory.max(vram), arithmetic]));
     }
     const NAMES: [&str; 4] = ["bus", "disk", "memory", "arithmetic"];
     let timed = ways.into_iter().map(|(way, times)| {
+        // Copies, reads and arithmetic overlap, so the slowest of them decides.
         let slowest = (0..4).max_by(|&a, &b| times[a].total_cmp(&times[b])).unwrap_or(0);
         (way, times[slowest], NAMES[slowest])
     });

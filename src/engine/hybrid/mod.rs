@@ -361,6 +361,8 @@ impl Hybrid {
     fn mask(&mut self, layer: usize, info: Layer, with_cache: bool, passing: &[usize]) -> (Vec<usize>, u64) {
         let mut others = vec![];
         let mut misses = 0;
+        let mut passes = vec![false; if passing.is_empty() { 0 } else { self.pager.grid().experts }];
+        passing.iter().for_each(|&expert| passes[expert] = true);
         self.masked.clear();
         self.masked.extend_from_slice(&self.rows);
         for row in self.masked.chunks_exact_mut(2 * info.used) {
@@ -374,7 +376,7 @@ impl Hybrid {
                             others.push(gpu);
                         }
                     }
-                    _ if passing.contains(&expert) => *id = f32::from_bits(ELSEWHERE),
+                    _ if passes.get(expert) == Some(&true) => *id = f32::from_bits(ELSEWHERE),
                     Place::Resident { .. } | Place::Coming { .. } | Place::Absent => misses += 1,
                 }
             }
