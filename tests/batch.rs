@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
+use rynd::backend::Phase;
 use rynd::engine::{Engine, EngineConfig, EngineError, Session, Span, Wanted, advance};
 use rynd::generate::{Batch, Event, Finish, GenerateError, Job, Limits, generate};
 use rynd::sampler::{Sampler, SamplerConfig};
@@ -209,9 +210,9 @@ fn too_much_is_refused_before_anything_changes() {
     }
 
     let mut session = Session::new();
-    let mut spans = [Span { session: &mut session, ids: &[1, 2, 3], wanted: Wanted::Last }];
+    let mut spans = [Span { session: &mut session, ids: &[1, 2, 3], wanted: Wanted::Last, phase: Phase::Prompt }];
     assert!(matches!(advance(&mut engine, &mut spans), Err(EngineError::BatchFull { tokens: 3, batch: 2 })));
-    let mut spans = [Span { session: &mut session, ids: &[1, 100_000], wanted: Wanted::Last }];
+    let mut spans = [Span { session: &mut session, ids: &[1, 100_000], wanted: Wanted::Last, phase: Phase::Prompt }];
     assert!(matches!(advance(&mut engine, &mut spans), Err(EngineError::Backend(_))));
     assert!(session.ids().is_empty());
     // The pages of the failed run serve the next one.

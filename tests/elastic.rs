@@ -12,7 +12,7 @@ use std::ops::ControlFlow;
 use std::sync::Mutex;
 
 use golden_case::{argmax, exact, furthest, gpu_options, ids, load, reference};
-use rynd::backend::KvFormat;
+use rynd::backend::{KvFormat, Phase};
 use rynd::engine::{
     CacheReport, Engine, EngineConfig, ExpertOptions, GpuChoice, GpuOptions, Listing, Probe, RivalProbe, Session, Span,
     Wanted, advance,
@@ -191,6 +191,7 @@ fn timelines_that_take_turns_keep_what_they_hold() {
                 session: &mut pair[which],
                 ids: &text[at..at + 1],
                 wanted: Wanted::Last,
+                phase: Phase::Decode,
             });
             advance(engine, &mut spans.collect::<Vec<_>>()).unwrap().to_vec()
         };
@@ -230,7 +231,7 @@ fn only_tokens_that_cross_a_step_allocate_and_the_first_is_told() {
     let mut quiet = 0;
     for (at, id) in ids[..300].iter().enumerate().skip(8) {
         let before = gpu.gpus()[0].device().allocations();
-        session.extend(&mut gpu, &[*id], Wanted::Last, |_, _| ControlFlow::Continue(())).unwrap();
+        session.decode(&mut gpu, *id, Wanted::Last).unwrap();
         let made = gpu.gpus()[0].device().allocations() - before;
         if at.is_multiple_of(PAGE_TOKENS) {
             assert!(made > 0, "token {at} crosses a step");

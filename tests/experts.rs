@@ -437,7 +437,7 @@ fn two_texts_of_one_kind_differ_by_chance_and_a_change_of_experts_is_found() {
 
 #[test]
 fn what_the_router_picks_is_recorded_as_another_implementation_picks_it() {
-    use rynd::engine::{Engine, EngineConfig, Session};
+    use rynd::engine::{Engine, EngineConfig, Session, Wanted};
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("picks.trace.gz");
     let reference: serde_json::Value =
@@ -448,8 +448,7 @@ fn what_the_router_picks_is_recorded_as_another_implementation_picks_it() {
     let mut session = Session::new();
     session.sync(&mut engine, &ids).unwrap();
     assert!(!path.exists(), "no file has its final name before it is complete");
-    let longer: Vec<u32> = ids.iter().copied().chain([5]).collect();
-    session.sync(&mut engine, &longer).unwrap();
+    session.decode(&mut engine, 5, Wanted::Last).unwrap();
     engine.finish_trace().unwrap();
     let trace = Trace::parse(&std::fs::read(&path).unwrap()).unwrap();
     assert_eq!(trace.len(), ids.len() + 1);

@@ -17,7 +17,7 @@ use golden_case::{
 };
 use rynd::backend::KvFormat;
 use rynd::engine::{
-    Engine, EngineConfig, ExpertChoice, ExpertOptions, GpuChoice, GpuOptions, Probe, RivalProbe, Session,
+    Engine, EngineConfig, ExpertChoice, ExpertOptions, GpuChoice, GpuOptions, Probe, RivalProbe, Session, Wanted,
 };
 use rynd::experts::disk::Fault;
 use rynd::experts::tier::{Ram, Tiers};
@@ -262,8 +262,12 @@ fn a_file_that_shrinks_under_uploads_is_an_error_or_computed_elsewhere() {
         let mut session = Session::new();
         let mut timeline = start.clone();
         let mut error = None;
-        for _ in 0..expected.len() {
-            match session.sync(&mut engine, &timeline) {
+        for at in 0..expected.len() {
+            let logits = match at {
+                0 => session.sync(&mut engine, &timeline),
+                _ => session.decode(&mut engine, timeline[timeline.len() - 1], Wanted::Last),
+            };
+            match logits {
                 Ok(logits) => timeline.push(argmax(logits)),
                 Err(e) => {
                     error = Some(e.to_string());

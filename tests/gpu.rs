@@ -8,7 +8,7 @@
 mod gpu_case;
 
 use gpu_case::{Case, Setting, nmse};
-use rynd::backend::{Backend, Env, KvFormat, Token};
+use rynd::backend::{Backend, Env, KvFormat, Phase, Seq, Token};
 use rynd::gpu::{Handicap, Layout};
 use rynd::plan::{Activation, Gating, Heads, Norm, Op, Part, RopeLayout, RopeScaling, RopeTable, Slot};
 use rynd_quant::Format;
@@ -260,7 +260,7 @@ fn the_largest_logit_of_each_wanted_row_is_found_without_reading_the_others() {
         let mut cpu = case.cpu(9, 1, KvFormat::F16);
         let tokens: Vec<Token> = (0..9).map(|pos| Token { id: 0, seq: 0, pos }).collect();
         for rows in [vec![0], vec![8], vec![1, 2, 4, 5, 7, 8]] {
-            let env = Env { tokens: &tokens, rows: &rows, pages: &[&[0]] };
+            let env = Env { tokens: &tokens, rows: &rows, seqs: &[Seq::new(&[&[0]], Phase::Decode)] };
             let mut values = case.fill(9, rows.len() as u64).remove(0).1;
             // Equal logits everywhere: the first one counts.
             values[8 * 32..].fill(0.0);
@@ -281,8 +281,13 @@ fn the_largest_logit_of_each_wanted_row_is_found_without_reading_the_others() {
         values[4 * 32] = f32::INFINITY;
         gpu.write(x, &values).unwrap();
         let mut found = [None; 3];
-        gpu.run_best(0..2, &Env { tokens: &tokens, rows: &[2, 3, 4], pages: &[&[0]] }, (out, vocab), &mut found)
-            .unwrap();
+        gpu.run_best(
+            0..2,
+            &Env { tokens: &tokens, rows: &[2, 3, 4], seqs: &[Seq::new(&[&[0]], Phase::Decode)] },
+            (out, vocab),
+            &mut found,
+        )
+        .unwrap();
         assert_eq!(found.map(|best| best.is_some()), [true, false, false]);
     }
 }
@@ -391,7 +396,7 @@ fn routers_pick_and_weigh_as_the_cpu_does() {
             let Some(mut gpu) = case.gpu(tokens, 4, &Setting::default()) else { return };
             let mut cpu = case.cpu(tokens, 4, KvFormat::F16);
             let batch: Vec<Token> = (0..tokens as u32).map(|pos| Token { id: 0, seq: 0, pos }).collect();
-            let env = Env { tokens: &batch, rows: &[], pages: &[&[0, 1]] };
+            let env = Env { tokens: &batch, rows: &[], seqs: &[Seq::new(&[&[0, 1]], Phase::Decode)] };
             for (slot, values) in case.fill(tokens, 3) {
                 cpu.write(slot, &values).unwrap();
                 gpu.write(slot, &values).unwrap();
@@ -467,7 +472,8 @@ fn sequences_of_one_run_do_not_see_each_other() {
     let (case, out) = AttentionCase::new(4, 2, 64).case();
     let Some(mut gpu) = case.gpu(80, 8, &Setting::default()) else { return };
     let mut cpu = case.cpu(80, 8, KvFormat::F16);
-    let tables: [&[u32]; 3] = [&[5, 1], &[0, 3], &[7, 2]];
+    let tables: [&[&[u32]]; 3] = [&[&[5, 1]], &[&[0, 3]], &[&[7, 2]]];
+    let seqs = tables.map(|tables| Seq::new(tables, Phase::Prompt));
     // Lengths so far, then how many tokens each run adds to every sequence.
     let mut lengths = [0; 3];
     for (i, added) in [[60, 1, 19], [3, 70, 0], [1, 1, 1], [2, 0, 30]].into_iter().enumerate() {
@@ -476,7 +482,7 @@ fn sequences_of_one_run_do_not_see_each_other() {
             tokens.extend((0..added[seq]).map(|j| Token { id: 0, seq: seq as u32, pos: lengths[seq] + j }));
             lengths[seq] += added[seq];
         }
-        let env = Env { tokens: &tokens, rows: &[], pages: &tables };
+        let env = Env { tokens: &tokens, rows: &[], seqs: &seqs };
         for (slot, values) in case.fill(tokens.len(), i as u64) {
             cpu.write(slot, &values).unwrap();
             gpu.write(slot, &values).unwrap();
@@ -501,13 +507,13 @@ fn a_copied_page_reads_like_the_first() {
             for (slot, values) in case.fill(n as usize, seed) {
                 gpu.write(slot, &values).unwrap();
             }
-            gpu.run(0..2, &Env { tokens: &tokens, rows: &[], pages: &[&[page]] }).unwrap();
+            gpu.run(0..2, &Env { tokens: &tokens, rows: &[], seqs: &[Seq::new(&[&[page]], Phase::Decode)] }).unwrap();
             let mut values = vec![0.0; n as usize * 256];
             gpu.read(out, &mut values).unwrap();
             values
         };
         run(&mut gpu, 1, 0, 10, 1);
-        gpu.copy_page(1, 3).unwrap();
+        gpu.copy_page(0, 1, 3).unwrap();
         let copied = run(&mut gpu, 3, 10, 1, 2);
         assert_eq!(copied, run(&mut gpu, 1, 10, 1, 2));
         assert!(copied.iter().any(|x| *x != 0.0));

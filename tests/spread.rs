@@ -42,11 +42,7 @@ fn decode(config: &EngineConfig, positions: usize) -> (Vec<Vec<f32>>, Engine) {
     session.extend(&mut engine, &ids[..PROMPT], Wanted::None, |_, _| ControlFlow::Continue(())).unwrap();
     let mut all = vec![];
     for id in &ids[PROMPT..PROMPT + positions] {
-        let keep = |_, logits: &[f32]| {
-            all.push(logits.to_vec());
-            ControlFlow::Continue(())
-        };
-        session.extend(&mut engine, &[*id], Wanted::Last, keep).unwrap();
+        all.push(session.decode(&mut engine, *id, Wanted::Last).unwrap().to_vec());
     }
     session.clear(&mut engine);
     (all, engine)

@@ -64,11 +64,15 @@ fn argmax(logits: &[f32]) -> u32 {
 
 fn greedy(engine: &mut Engine, prompt: &[u32], n: usize) -> Result<Vec<u32>, EngineError> {
     let mut session = Session::new();
-    let mut timeline = prompt.to_vec();
-    let mut result = Ok(vec![]);
-    for _ in 0..n {
-        match session.sync(engine, &timeline) {
-            Ok(logits) => timeline.push(argmax(logits)),
+    let mut answer: Vec<u32> = vec![];
+    let mut result = Ok(());
+    while answer.len() < n {
+        let logits = match answer.last() {
+            None => session.sync(engine, prompt),
+            Some(&id) => session.decode(engine, id, Wanted::Last),
+        };
+        match logits {
+            Ok(logits) => answer.push(argmax(logits)),
             Err(error) => {
                 result = Err(error);
                 break;
@@ -76,7 +80,7 @@ fn greedy(engine: &mut Engine, prompt: &[u32], n: usize) -> Result<Vec<u32>, Eng
         }
     }
     session.clear(engine);
-    result.map(|_: Vec<u32>| timeline.split_off(prompt.len()))
+    result.map(|()| answer)
 }
 
 fn all_logits(engine: &mut Engine, prompt: &[u32]) -> Vec<f32> {

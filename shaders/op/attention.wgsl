@@ -18,6 +18,7 @@ struct Params {
     tiles_at: u32, // into env: (first token, tokens) of each tile
     splits: u32,
     window: u32, // positions that a token sees, its own included; 0 for all
+    page_group: u32, // whose page tables are read
     scale: f32,
 }
 
@@ -92,7 +93,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     var total = 0.0; // of this invocation's eight positions of each page
 
     for (var page = begin; page < to; page += 1u) {
-        let head = page_of(last.z, page) * p.kv_heads + kv_head;
+        let head = page_of(last, p.page_group, page) * p.kv_heads + kv_head;
         let base = page * PAGE;
         let pos = index % PAGE;
         var s: array<f32, 8>;

@@ -17,6 +17,7 @@ struct Params {
     q_eps: f32,
     k_eps: f32,
     angles_at: u32, // pairs
+    page_group: u32, // whose page tables are read
 }
 
 const NONE: u32 = 0xffffffffu;
@@ -85,7 +86,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
     } else {
         let place = token_at(token);
-        let page = page_of(place.z, place.y / PAGE);
+        let page = page_of(place, p.page_group, place.y / PAGE);
         store(index, page * p.kv_heads + head, place.y % PAGE);
     }
 }

@@ -15,9 +15,42 @@ use crate::plan::Slot;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Token {
     pub id: u32,
-    /// Index into `Env::pages`.
+    /// Index into `Env::seqs`.
     pub seq: u32,
     pub pos: u32,
+}
+
+/// What the tokens of a sequence are computed for. Said by whoever makes the run: nothing below guesses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// They are read: a prompt, or what was cached and is computed again.
+    Prompt,
+    /// They were chosen, and the next one is to be.
+    Decode,
+    /// They were guessed, and are to be verified.
+    Draft,
+}
+
+/// In a page table: no page holds these positions, and no token of the run sees them.
+pub const NO_PAGE: u32 = u32::MAX;
+
+/// The recurrent state that a sequence reads, and the one it leaves behind: never the same, so that a run that fails has
+/// changed nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateStep {
+    /// `None` before the first token: a state of zeros.
+    pub from: Option<u32>,
+    pub to: u32,
+}
+
+/// One sequence of a run. Tables of several sequences may name the same pages where no token of the run is stored.
+#[derive(Clone, Copy, Debug)]
+pub struct Seq<'a> {
+    /// By page group of the plan: the cache page of each `PAGE_TOKENS` positions, in order, or `NO_PAGE`.
+    pub tables: &'a [&'a [u32]],
+    /// Where the plan has states.
+    pub state: Option<StateStep>,
+    pub phase: Phase,
 }
 
 /// What changes between runs. Tokens of one sequence are neighbours, by rising position.
@@ -26,17 +59,28 @@ pub struct Env<'a> {
     pub tokens: &'a [Token], // (t)
     /// Rows of `tokens` whose logits are wanted, rising: (r).
     pub rows: &'a [u32],
-    /// Per sequence, the cache pages that hold its positions, in order.
-    pub pages: &'a [&'a [u32]],
+    pub seqs: &'a [Seq<'a>],
 }
 
 /// In the ids of `Op::Router`'s picks: another executor computes this expert.
 pub const ELSEWHERE: u32 = u32::MAX;
 
+impl<'a> Seq<'a> {
+    /// A sequence without states.
+    pub fn new(tables: &'a [&'a [u32]], phase: Phase) -> Seq<'a> {
+        Seq { tables, state: None, phase }
+    }
+}
+
 impl Env<'_> {
-    /// Whether some timeline gets several tokens at once, as prompts do.
-    pub fn is_prompt(&self) -> bool {
-        self.tokens.windows(2).any(|pair| pair[0].seq == pair[1].seq)
+    /// What a token of the run is computed for.
+    pub fn phase(&self, token: usize) -> Phase {
+        self.seqs[self.tokens[token].seq as usize].phase
+    }
+
+    /// Tokens of the run that belong to a prompt.
+    pub fn prompt_tokens(&self) -> usize {
+        (0..self.tokens.len()).filter(|&token| self.phase(token) == Phase::Prompt).count()
     }
 }
 
@@ -121,8 +165,8 @@ pub trait Backend: Send {
     /// Overwrites the first rows of a slot from the host.
     fn write(&mut self, slot: Slot, rows: &[f32]) -> Result<(), BackendError>;
 
-    /// Copies the first `tokens` positions of a cache page to another, in every layer that this backend holds.
-    fn copy_page(&mut self, from: u32, to: u32) -> Result<(), BackendError>;
+    /// Copies a cache page of a page group to another, in every layer that this backend holds.
+    fn copy_page(&mut self, group: usize, from: u32, to: u32) -> Result<(), BackendError>;
 }
 
 /// The index of the largest value, ties to the lower one; `None` when one is not finite.

@@ -249,8 +249,8 @@ fn once(engine: &mut Engine, session: &mut Session, test: Test, ids: &[u32]) -> 
     match test.kind {
         Kind::Prompt => session.extend(engine, new, Wanted::Last, |_, logits| keep(logits))?,
         Kind::Generate => {
-            for id in new.chunks(1) {
-                session.extend(engine, id, Wanted::Last, |_, logits| keep(logits))?;
+            for &id in new {
+                let _ = keep(session.decode(engine, id, Wanted::Last)?);
             }
         }
     }

@@ -80,7 +80,7 @@ impl Cpu {
                     buffers.head.copy_from_slice(k);
                     self.norm_and_turn(&mut buffers.head, k_norm, turn);
                     let place = run.env.tokens[token];
-                    let page = run.env.pages[place.seq as usize][place.pos as usize / PAGE];
+                    let page = run.env.seqs[place.seq as usize].tables[kv.group][place.pos as usize / PAGE];
                     // SAFETY: phase contract; a position of a sequence occurs once in a run.
                     unsafe { kv.store(page, place.pos as usize % PAGE, head, &buffers.head, v) };
                 }
@@ -175,8 +175,9 @@ impl Cpu {
         acc.resize(rows * d, 0.0);
         let mut maxima = [f32::NEG_INFINITY; MAX_ROWS];
         let mut sums = [0.0_f32; MAX_ROWS];
+        let table = task.run.env.seqs[tokens[0].seq as usize].tables[task.kv.group];
         for page in from..to {
-            let id = task.run.env.pages[tokens[0].seq as usize][page];
+            let id = table[page];
             // SAFETY: phase contract; the cache was written in an earlier step.
             unsafe { task.kv.scores(&self.page_kernels, id, head, &buffers.q, &mut buffers.wide, &mut buffers.s) };
             let (mut first, mut last) = (PAGE, 0); // of the tokens that any row sees

@@ -27,6 +27,8 @@ pub struct KvCache {
     values: Store,
     kv_heads: usize,
     head_dim: usize,
+    /// Whose page tables name its pages.
+    pub group: usize,
 }
 
 /// A worker's buffer for widened Q8_0 pages.
@@ -53,7 +55,7 @@ impl KvCache {
                 kv.head_dim
             )));
         }
-        Ok(KvCache { keys: store()?, values: store()?, kv_heads: kv.kv_heads, head_dim: kv.head_dim })
+        Ok(KvCache { keys: store()?, values: store()?, kv_heads: kv.kv_heads, head_dim: kv.head_dim, group: kv.group })
     }
 
     /// Bytes when all pages are in use.

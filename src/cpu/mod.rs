@@ -350,8 +350,9 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn copy_page(&mut self, from: u32, to: u32) -> Result<(), BackendError> {
-        self.kv.iter_mut().for_each(|kv| kv.copy_page(from, to));
+    fn copy_page(&mut self, group: usize, from: u32, to: u32) -> Result<(), BackendError> {
+        let caches = self.kv.iter_mut().zip(&self.plan.kv).filter(|(_, kv)| kv.group == group);
+        caches.for_each(|(cache, _)| cache.copy_page(from, to));
         Ok(())
     }
 }

@@ -34,7 +34,7 @@ use self::heat::{Known, Watch};
 use self::hybrid::{Hybrid, page_experts};
 use self::pages::Pages;
 use self::record::Recorder;
-use crate::backend::{Backend, BackendError, Env, KvFormat, PickLog, Token};
+use crate::backend::{Backend, BackendError, Env, KvFormat, Phase, PickLog, Seq, Token};
 use crate::catalog::Home;
 use crate::cpu::{Cpu, CpuConfig, InputSums};
 use crate::experts::Rival;
@@ -498,7 +498,8 @@ impl Engine {
         let tokens: Vec<Token> =
             ids.iter().enumerate().map(|(pos, &id)| Token { id, seq: 0, pos: pos as u32 }).collect();
         let rows: Vec<u32> = (0..ids.len() as u32).collect();
-        let env = Env { tokens: &tokens, rows: &rows, pages: &[&pages] };
+        let tables: &[&[u32]] = &[&pages];
+        let env = Env { tokens: &tokens, rows: &rows, seqs: &[Seq::new(tables, Phase::Prompt)] };
         let mut result = split(&mut self.backend)?.fit_cache(self.pages.in_use()).map_err(EngineError::from);
         let mut values = vec![];
         let steps = if result.is_ok() { 0..self.plan.steps.len() } else { 0..0 };

@@ -1,7 +1,7 @@
 //! Writes what the routers pick to a trace file, run by run.
 //!
-//! The file grows under a name of its own (`.part`) and gets the final one when recording ends. A run with
-//! several tokens of a timeline is taken for prompt, others for generated tokens; a prompt after those begins a turn.
+//! The file grows under a name of its own (`.part`) and gets the final one when recording ends. Every token
+//! is written with the phase that its sequence has; a run of prompts alone after generated tokens begins a turn.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -14,7 +14,7 @@ use half::f16;
 use sha2::{Digest, Sha256};
 
 use super::EngineError;
-use crate::backend::{Env, PickLog};
+use crate::backend::{self, Env, PickLog};
 use crate::experts::{Header, LayerInfo, Phase, TokenInfo, write_token};
 use crate::gguf::Gguf;
 use crate::models::{self, RopeOverride};
@@ -86,10 +86,10 @@ impl Recorder {
         let tokens = env.tokens;
         let Recorder { path, out, log, ids, weights, turn, generated, .. } = self;
         let Some(out) = out else { return Ok(()) };
-        let prompt = env.is_prompt();
-        *turn += u32::from(prompt && *generated);
-        *generated = !prompt;
-        let phase = if prompt { Phase::Prefill } else { Phase::Decode };
+        let prompts = env.prompt_tokens();
+        // A prompt after answers begins a turn, as long as there is one conversation.
+        *turn += u32::from(prompts == tokens.len() && *generated);
+        *generated = prompts < tokens.len();
         log.with(|layers| {
             for (t, token) in tokens.iter().enumerate() {
                 ids.clear();
@@ -100,6 +100,11 @@ impl Recorder {
                     ids.extend(chosen.iter().map(|id| id.to_bits() as u16));
                     weights.extend(mixed.iter().map(|&weight| f16::from_f32(weight)));
                 }
+                let phase = match env.phase(t) {
+                    backend::Phase::Prompt => Phase::Prefill,
+                    backend::Phase::Decode => Phase::Decode,
+                    backend::Phase::Draft => Phase::Verify,
+                };
                 let info = TokenInfo { turn: *turn, phase, index: token.pos, id: token.id };
                 write_token(out, &info, ids, weights)?;
             }

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::{Engine, EngineError};
-use crate::backend::{Env, Token};
+use crate::backend::{Env, Phase, Seq, Token};
 use crate::plan::PAGE_TOKENS;
 
 /// Whose logits a sync returns.
@@ -24,6 +24,7 @@ pub struct Span<'a> {
     pub session: &'a mut Session,
     pub ids: &'a [u32],
     pub wanted: Wanted,
+    pub phase: Phase,
 }
 
 /// A timeline of tokens. Its pages go back to the engine by `Session::clear`.
@@ -81,13 +82,35 @@ impl Session {
         Ok(&mut engine.logits[..vocab])
     }
 
-    /// Appends tokens. After each batch `see` gets the number of new tokens done so far and the logits wanted of that
-    /// batch (rows, vocab).
+    /// Appends tokens that are read. After each batch `see` gets the number of new tokens done so far and the logits wanted of
+    /// that batch (rows, vocab).
     pub fn extend(
         &mut self,
         engine: &mut Engine,
         new: &[u32],
         wanted: Wanted,
+        see: impl FnMut(usize, &[f32]) -> ControlFlow<()>,
+    ) -> Result<(), EngineError> {
+        self.append(engine, new, wanted, Phase::Prompt, see)
+    }
+
+    /// Appends a token that was chosen, and returns its logits where they are wanted: (vocab).
+    pub fn decode<'e>(
+        &mut self,
+        engine: &'e mut Engine,
+        id: u32,
+        wanted: Wanted,
+    ) -> Result<&'e mut [f32], EngineError> {
+        self.append(engine, &[id], wanted, Phase::Decode, |_, _| ControlFlow::Continue(()))?;
+        Ok(&mut engine.logits)
+    }
+
+    fn append(
+        &mut self,
+        engine: &mut Engine,
+        new: &[u32],
+        wanted: Wanted,
+        phase: Phase,
         mut see: impl FnMut(usize, &[f32]) -> ControlFlow<()>,
     ) -> Result<(), EngineError> {
         if new.is_empty() {
@@ -97,7 +120,7 @@ impl Session {
         if tokens > engine.context {
             return Err(EngineError::ContextFull { tokens, context: engine.context });
         }
-        engine.before(new.len() == 1, self.ids.len())?;
+        engine.before(phase == Phase::Decode, self.ids.len())?;
         // All at once: caches that grow then do so a single time.
         self.reserve(engine, new.len())?;
         let mut done = 0;
@@ -108,7 +131,7 @@ impl Session {
                 Wanted::Last | Wanted::Best if !last => Wanted::None,
                 Wanted::None | Wanted::Last | Wanted::All | Wanted::Best => wanted,
             };
-            let logits = run(engine, &mut [Span { session: self, ids, wanted }])?;
+            let logits = run(engine, &mut [Span { session: self, ids, wanted, phase }])?;
             done += ids.len();
             if see(done, logits).is_break() && !last {
                 self.give_back(engine);
@@ -147,7 +170,8 @@ impl Session {
             let start = i * engine.batch;
             let run: Vec<Token> =
                 batch.iter().enumerate().map(|(i, &id)| Token { id, seq: 0, pos: (start + i) as u32 }).collect();
-            engine.compute(&Env { tokens: &run, rows: &[], pages: &[&self.pages] })?;
+            let tables: &[&[u32]] = &[&self.pages];
+            engine.compute(&Env { tokens: &run, rows: &[], seqs: &[Seq::new(tables, Phase::Prompt)] })?;
         }
         self.epoch = engine.epoch;
         Ok(())
@@ -159,7 +183,7 @@ impl Session {
 ///
 /// All spans together hold at most `Engine::batch` tokens. If the run fails, no timeline has changed.
 pub fn advance<'e>(engine: &'e mut Engine, spans: &mut [Span]) -> Result<&'e mut [f32], EngineError> {
-    let generated = spans.iter().all(|span| span.ids.len() == 1 && !span.session.ids.is_empty());
+    let generated = spans.iter().all(|span| span.phase == Phase::Decode);
     engine.before(generated, spans.iter().map(|span| span.session.ids.len()).max().unwrap_or(0))?;
     run(engine, spans)
 }
@@ -191,8 +215,9 @@ fn run<'e>(engine: &'e mut Engine, spans: &mut [Span]) -> Result<&'e mut [f32], 
     let best = spans.iter().any(|span| span.wanted == Wanted::Best)
         && spans.iter().all(|span| matches!(span.wanted, Wanted::Best | Wanted::None));
     let compute = |engine: &mut Engine, spans: &[Span]| {
-        let pages: Vec<&[u32]> = spans.iter().map(|span| &span.session.pages[..]).collect();
-        let env = Env { tokens: &tokens, rows: &rows, pages: &pages };
+        let tables: Vec<[&[u32]; 1]> = spans.iter().map(|span| [&span.session.pages[..]]).collect();
+        let seqs: Vec<Seq> = tables.iter().zip(spans).map(|(tables, span)| Seq::new(tables, span.phase)).collect();
+        let env = Env { tokens: &tokens, rows: &rows, seqs: &seqs };
         if best { engine.forward_best(&env) } else { engine.forward(&env) }
     };
     if let Err(e) = compute(engine, spans) {

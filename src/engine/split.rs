@@ -217,8 +217,8 @@ impl Backend for Split {
         self.gpus.iter_mut().filter(|gpu| gpu.has(slot)).try_for_each(|gpu| gpu.write(slot, rows))
     }
 
-    fn copy_page(&mut self, from: u32, to: u32) -> Result<(), BackendError> {
-        self.cpu.copy_page(from, to)?;
-        self.gpus.iter_mut().try_for_each(|gpu| gpu.copy_page(from, to))
+    fn copy_page(&mut self, group: usize, from: u32, to: u32) -> Result<(), BackendError> {
+        self.cpu.copy_page(group, from, to)?;
+        self.gpus.iter_mut().try_for_each(|gpu| gpu.copy_page(group, from, to))
     }
 }

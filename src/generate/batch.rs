@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::stream::Stream;
 use super::{Event, Finish, GenerateError, Limits, Summary};
+use crate::backend::Phase;
 use crate::engine::{self, Engine, EngineError, Session, Span, Wanted};
 use crate::sampler::{Sampler, SamplerError};
 use crate::tokenizer::Tokenizer;
@@ -122,12 +123,13 @@ impl Batch {
         for (running, &share) in self.running.iter_mut().zip(&shares).filter(|(_, share)| **share > 0) {
             let Running { job: Job { session, prompt, .. }, chosen, .. } = running;
             let start = session.ids().len();
+            let phase = if chosen.is_some() { Phase::Decode } else { Phase::Prompt };
             let (ids, wanted) = match chosen {
                 Some(id) => (std::slice::from_ref(id), Wanted::Last),
                 None if start + share == prompt.len() => (&prompt[start..], Wanted::Last),
                 None => (&prompt[start..start + share], Wanted::None),
             };
-            spans.push(Span { session, ids, wanted });
+            spans.push(Span { session, ids, wanted, phase });
         }
         if spans.is_empty() {
             return Ok(vec![]);

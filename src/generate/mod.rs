@@ -116,7 +116,7 @@ pub fn generate(
             break finish;
         }
         let wanted = if sampler.takes_largest() { Wanted::Best } else { Wanted::Last };
-        session.extend(engine, &[id], wanted, |_, _| ControlFlow::Continue(()))?;
+        session.decode(engine, id, wanted)?;
         id = match engine.best().filter(|_| wanted == Wanted::Best) {
             Some(best) => best,
             None => sampler.sample(engine.last_logits()?)?,

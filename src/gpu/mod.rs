@@ -78,6 +78,7 @@ pub struct Gpu {
     tile_sets: TileSets,
     ropes_used: Vec<bool>,
     env: wgpu::Buffer,
+    tables_at: usize, // words of env before the page tables
     angles: wgpu::Buffer,
     page: wgpu::Buffer,
     pending: Vec<run::ReadBack>,
@@ -124,7 +125,8 @@ impl Gpu {
                 }
             }
         }
-        let env_words = 4 * config.batch + config.batch + tile_sets.most_words(config.batch) + 8 * config.pages + 1024;
+        let tile_words = tile_sets.most_words(config.batch);
+        let (tables_at, env_words) = run::env_words(&plan, config.batch, tile_words, config.pages);
         let env = device.storage("the environment", (env_words * 4) as u64, "lower -c or -b")?;
         let pairs: usize = plan.ropes.iter().zip(&ropes_used).filter(|(_, u)| **u).map(|(r, _)| r.inv_freq.len()).sum();
         let angles = device.storage("rotary angles", values_bytes(2 * pairs * config.batch), "lower -b")?;
@@ -182,6 +184,7 @@ impl Gpu {
             tile_sets,
             ropes_used,
             env,
+            tables_at,
             angles,
             page,
             pending: vec![],
@@ -288,7 +291,7 @@ impl Backend for Gpu {
         Ok(self.write_slot(slot, rows)?)
     }
 
-    fn copy_page(&mut self, from: u32, to: u32) -> Result<(), BackendError> {
-        Ok(self.copy_cache_page(from, to)?)
+    fn copy_page(&mut self, group: usize, from: u32, to: u32) -> Result<(), BackendError> {
+        Ok(self.copy_cache_page(group, from, to)?)
     }
 }

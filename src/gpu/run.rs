@@ -11,14 +11,25 @@ use std::sync::mpsc::{Receiver, channel};
 use super::Gpu;
 use super::device::Device;
 use super::error::GpuError;
-use super::ops::RunShape;
+use super::ops::{KvBuffers, RunShape};
 use super::pipelines::Recorder;
 use super::slots::View;
-use crate::backend::{BackendError, Env};
+use crate::backend::{BackendError, Env, NO_PAGE};
 use crate::plan::{Op, PAGE_TOKENS, Plan, Slot};
 
 /// Words of a token in the environment buffer.
 const TOKEN_WORDS: usize = 4;
+/// Words from one page table to the next, at least.
+const LEAST_STRIDE: usize = 16;
+/// Sequences of a run whose page tables can all be as long as the caches; more fit while their contexts are shorter.
+const LONG_SEQUENCES: usize = 64;
+
+/// Words of the environment buffer before the page tables, and with them.
+pub(super) fn env_words(plan: &Plan, batch: usize, tile_words: usize, pages: usize) -> (usize, usize) {
+    let tables_at = (TOKEN_WORDS + 1) * batch + tile_words;
+    let table = pages.next_power_of_two().max(LEAST_STRIDE);
+    (tables_at, tables_at + batch.min(LONG_SEQUENCES) * plan.groups.len() * table)
+}
 
 /// Host buffers that are kept for the next read-back.
 const SPARE_BUFFERS: usize = 8;
@@ -31,7 +42,9 @@ pub(super) struct Scratchpad {
     rows: usize,
     rows_at: u32,
     tiles: Vec<(u32, usize)>,
-    tables: Vec<u32>, // per sequence, where its page table starts
+    tables: Vec<u32>,  // (sequences, groups, stride), as the device has them
+    changed: Vec<u32>, // as it shall have them
+    stride: usize,     // words from one table to the next
     angles: Vec<[f32; 2]>,
     angles_at: Vec<u32>, // per rope
     pages: usize,
@@ -320,39 +333,45 @@ impl Gpu {
         pad.rows_at = pad.env.len() as u32;
         pad.env.extend_from_slice(env.rows);
         self.tile_sets.fill(env.tokens, &mut pad.env, &mut pad.tiles);
-        pad.tables.clear();
-        pad.tables.resize(env.pages.len(), u32::MAX);
-        pad.pages = 0;
+        let groups = self.plan.groups.len();
+        // From the last token of a sequence back: it sees the most pages.
+        let mut pages = vec![0; env.seqs.len()];
+        for token in env.tokens {
+            let seen = &mut pages[token.seq as usize];
+            *seen = (*seen).max(token.pos as usize / PAGE_TOKENS + 1);
+        }
+        pad.pages = pages.iter().copied().max().unwrap_or(0);
         (pad.run_tokens, _) = env.tokens.iter().fold((0, (u32::MAX, 0)), |(most, (seq, n)), token| {
             let n = if token.seq == seq { n + 1 } else { 1 };
             (most.max(n), (token.seq, n))
         });
-        for (i, token) in env.tokens.iter().enumerate().rev() {
-            // From the last token of a sequence back: it sees the most pages.
-            let seq = token.seq as usize;
-            if pad.tables[seq] == u32::MAX {
-                let pages = token.pos as usize / PAGE_TOKENS + 1;
-                pad.tables[seq] = pad.env.len() as u32;
-                let there = |page: &u32| (*page as usize) < self.cache_pages;
-                assert!(
-                    !self.kv.iter().any(Option::is_some) || env.pages[seq][..pages].iter().all(there),
-                    "the caches hold {} pages",
-                    self.cache_pages
-                );
-                pad.env.extend_from_slice(&env.pages[seq][..pages]);
-                pad.pages = pad.pages.max(pages);
-            }
-            let at = i * TOKEN_WORDS;
-            pad.env[at..at + TOKEN_WORDS].copy_from_slice(&[token.id, token.pos, pad.tables[seq], 0]);
-        }
-        if (pad.env.len() * 4) as u64 > self.env.size() {
+        // A stride that holds while contexts grow keeps the tables where they are.
+        pad.stride = pad.stride.max(pad.pages.next_power_of_two().max(LEAST_STRIDE));
+        let words = env.seqs.len() * groups * pad.stride;
+        let end = ((self.tables_at + words) * 4) as u64;
+        if end > self.env.size() {
             return Err(GpuError::TooLarge {
                 adapter: self.device.report().name.clone(),
                 what: "the page tables of all sequences of one run".to_owned(),
-                bytes: (pad.env.len() * 4) as u64,
+                bytes: end,
                 limit: self.env.size(),
                 advice: "run fewer sequences at once",
             });
+        }
+        pad.changed.clear();
+        pad.changed.resize(words, NO_PAGE);
+        for (seq, tables) in pad.changed.chunks_exact_mut((groups * pad.stride).max(1)).enumerate() {
+            for (to, table) in tables.chunks_exact_mut(pad.stride).zip(env.seqs[seq].tables) {
+                to[..pages[seq]].copy_from_slice(&table[..pages[seq]]);
+                let there = |page: &u32| *page == NO_PAGE || (*page as usize) < self.cache_pages;
+                let here = self.kv.iter().any(Option::is_some);
+                assert!(!here || to.iter().all(there), "the caches hold {} pages", self.cache_pages);
+            }
+        }
+        for (i, token) in env.tokens.iter().enumerate() {
+            let table = self.tables_at + token.seq as usize * groups * pad.stride;
+            let at = i * TOKEN_WORDS;
+            pad.env[at..at + TOKEN_WORDS].copy_from_slice(&[token.id, token.pos, table as u32, pad.stride as u32]);
         }
         pad.angles.clear();
         pad.angles_at.clear();
@@ -368,6 +387,19 @@ impl Gpu {
         }
         let queue = self.device.queue();
         queue.write_buffer(&self.env, 0, bytemuck::cast_slice(&pad.env));
+        // Of the tables, what changed since the run before.
+        let same = pad.changed.iter().zip(&pad.tables).take_while(|(new, old)| new == old).count();
+        let end = pad.changed.iter().rposition(|&page| page != NO_PAGE).map_or(same, |last| last + 1).max(same);
+        let differs = |at: &usize| pad.tables.get(*at) != Some(&pad.changed[*at]);
+        if let Some(last) = (same..end).rev().find(differs) {
+            let new = bytemuck::cast_slice(&pad.changed[same..=last]);
+            queue.write_buffer(&self.env, ((self.tables_at + same) * 4) as u64, new);
+            self.counters.written_bytes += new.len() as u64;
+        }
+        if pad.tables.len() < pad.changed.len() {
+            pad.tables.resize(pad.changed.len(), NO_PAGE);
+        }
+        pad.tables[same..end].copy_from_slice(&pad.changed[same..end]);
         if !pad.angles.is_empty() {
             queue.write_buffer(&self.angles, 0, bytemuck::cast_slice(&pad.angles));
         }
@@ -375,13 +407,15 @@ impl Gpu {
         Ok(())
     }
 
-    /// Copies a page of every cache here.
-    pub(super) fn copy_cache_page(&mut self, from: u32, to: u32) -> Result<(), GpuError> {
+    /// Copies a page of every cache of a group here.
+    pub(super) fn copy_cache_page(&mut self, group: usize, from: u32, to: u32) -> Result<(), GpuError> {
         if from == to {
             return Ok(());
         }
         let mut encoder = self.device.wgpu().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        for kv in self.kv.iter().flatten() {
+        let in_group = |(kv, buffers)| -> Option<&KvBuffers> { if kv == group { buffers } else { None } };
+        let groups = self.plan.kv.iter().map(|kv| kv.group);
+        for kv in groups.zip(self.kv.iter().map(Option::as_ref)).filter_map(in_group) {
             for (buffer, bytes) in [(&kv.keys, kv.key_page_bytes), (&kv.values, kv.value_page_bytes)] {
                 // A buffer can not be copied to itself: each page goes through scratch memory.
                 encoder.copy_buffer_to_buffer(buffer, u64::from(from) * bytes, &self.page, 0, bytes);

@@ -6,8 +6,8 @@
 use std::collections::HashMap;
 
 use super::{
-    Activation, Gating, Heads, Kv, KvId, Norm, Op, Part, Plan, RopeId, RopeTable, Side, Slot, SlotInfo, Step, Weight,
-    WeightId,
+    Activation, Gating, Heads, Kv, KvId, Norm, Op, PageGroup, Part, Plan, RopeId, RopeTable, Side, Slot, SlotInfo,
+    Step, Weight, WeightId,
 };
 use crate::gguf::Gguf;
 
@@ -39,6 +39,7 @@ pub struct Builder<'a> {
     weights: Vec<Weight>,
     by_name: HashMap<String, WeightId>,
     kv: Vec<Kv>,
+    groups: Vec<PageGroup>,
     ropes: Vec<RopeTable>,
     layer: Option<u32>,
     layers: usize,
@@ -56,6 +57,7 @@ impl<'a> Builder<'a> {
             weights: vec![],
             by_name: HashMap::new(),
             kv: vec![],
+            groups: vec![],
             ropes: vec![],
             layer: None,
             layers: 0,
@@ -160,9 +162,14 @@ impl<'a> Builder<'a> {
         RopeId(at as u32)
     }
 
-    /// A cache for the current layer.
+    /// A cache for the current layer. All share their page tables.
     pub fn kv(&mut self, kv_heads: usize, head_dim: usize, window: Option<u32>) -> KvId {
-        self.kv.push(Kv { kv_heads, head_dim, window });
+        let group = PageGroup { window: None };
+        let at = self.groups.iter().position(|known| *known == group).unwrap_or_else(|| {
+            self.groups.push(group);
+            self.groups.len() - 1
+        });
+        self.kv.push(Kv { kv_heads, head_dim, window, group: at });
         KvId(self.kv.len() as u32 - 1)
     }
 
@@ -279,6 +286,7 @@ impl<'a> Builder<'a> {
             slots,
             weights: self.weights,
             kv: self.kv,
+            groups: self.groups,
             ropes: self.ropes,
             layers: self.layers,
             vocab,

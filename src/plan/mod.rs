@@ -91,6 +91,15 @@ pub struct Kv {
     pub head_dim: usize,
     /// Positions older than this many tokens are never read.
     pub window: Option<u32>,
+    /// Whose page tables name its pages, index into `Plan::groups`.
+    pub group: usize,
+}
+
+/// Caches whose pages are taken and given back together: of a sequence they all hold the same positions.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PageGroup {
+    /// Positions older than this many tokens are read by none of its caches.
+    pub window: Option<u32>,
 }
 
 /// The whole forward pass of one model.
@@ -100,6 +109,7 @@ pub struct Plan {
     pub slots: Vec<SlotInfo>,
     pub weights: Vec<Weight>,
     pub kv: Vec<Kv>,
+    pub groups: Vec<PageGroup>,
     pub ropes: Vec<RopeTable>,
     pub layers: usize,
     pub vocab: usize,

@@ -79,13 +79,16 @@ pub fn argmax(logits: &[f32]) -> u32 {
 
 pub fn greedy(engine: &mut Engine, prompt: &[u32], n: usize) -> Vec<u32> {
     let mut session = Session::new();
-    let mut timeline = prompt.to_vec();
-    for _ in 0..n {
-        let id = argmax(session.sync(engine, &timeline).unwrap());
-        timeline.push(id);
+    let mut answer: Vec<u32> = vec![];
+    while answer.len() < n {
+        let logits = match answer.last() {
+            None => session.sync(engine, prompt).unwrap(),
+            Some(&id) => session.decode(engine, id, Wanted::Last).unwrap(),
+        };
+        answer.push(argmax(logits));
     }
     session.clear(engine);
-    timeline.split_off(prompt.len())
+    answer
 }
 
 pub fn furthest(a: &[f32], b: &[f32]) -> f32 {

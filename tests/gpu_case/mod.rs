@@ -8,11 +8,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use half::f16;
-use rynd::backend::{Backend, Env, KvFormat, Token};
+use rynd::backend::{Backend, Env, KvFormat, Phase, Seq, Token};
 use rynd::cpu::{Cpu, CpuConfig};
 use rynd::gguf::{Gguf, Writer};
 use rynd::gpu::{Device, Devices, Gpu, GpuConfig, Handicap};
-use rynd::plan::{Kv, KvId, Op, PAGE_TOKENS, Plan, RopeId, RopeTable, Side, Slot, SlotInfo, Step, Weight, WeightId};
+use rynd::plan::{
+    Kv, KvId, Op, PAGE_TOKENS, PageGroup, Plan, RopeId, RopeTable, Side, Slot, SlotInfo, Step, Weight, WeightId,
+};
 use rynd::weights::Weights;
 use rynd_quant::Format;
 
@@ -136,6 +138,7 @@ impl Case {
             slots: vec![],
             weights: vec![],
             kv: vec![],
+            groups: vec![PageGroup { window: None }],
             ropes: vec![],
             layers: 1,
             vocab: 0,
@@ -191,7 +194,7 @@ impl Case {
     }
 
     pub fn kv(&mut self, kv_heads: usize, head_dim: usize, window: Option<u32>) -> KvId {
-        self.plan.kv.push(Kv { kv_heads, head_dim, window });
+        self.plan.kv.push(Kv { kv_heads, head_dim, window, group: 0 });
         KvId(self.plan.kv.len() as u32 - 1)
     }
 
@@ -265,7 +268,8 @@ impl Case {
         let rows: Vec<u32> = setting.rows.clone().unwrap_or_else(|| (0..tokens as u32).collect());
         let tokens: Vec<Token> =
             (0..tokens as u32).map(|i| Token { id: (i * 7919 + 99) % self.vocab as u32, seq: 0, pos: i }).collect();
-        let env = Env { tokens: &tokens, rows: &rows, pages: &[&[2, 0, 1, 3]] };
+        let seqs = [Seq::new(&[&[2, 0, 1, 3]], Phase::Decode)];
+        let env = Env { tokens: &tokens, rows: &rows, seqs: &seqs };
         let inputs = self.fill(tokens.len(), 1);
         for (slot, values) in &inputs {
             cpu.write(*slot, values).unwrap();
@@ -301,7 +305,9 @@ impl Case {
         let runs = fills.map(|n| (n, false)).chain(batches.iter().map(|&n| (n, true)));
         for (i, (n, compared)) in runs.enumerate() {
             let tokens: Vec<Token> = (0..n as u32).map(|j| Token { id: 0, seq: 0, pos: pos + j }).collect();
-            let env = Env { tokens: &tokens, rows: &[], pages: &[&table] };
+            let tables: [&[u32]; 1] = [&table];
+            let seqs = [Seq::new(&tables, Phase::Decode)];
+            let env = Env { tokens: &tokens, rows: &[], seqs: &seqs };
             for (slot, values) in self.fill(n, i as u64 + 1) {
                 cpu.write(slot, &values).unwrap();
                 gpu.write(slot, &values).unwrap();

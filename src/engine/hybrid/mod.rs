@@ -18,6 +18,7 @@ mod stages;
 mod start;
 mod uploads;
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,7 +32,7 @@ pub use start::page_experts;
 use self::prompts::Waves;
 use self::uploads::Uploads;
 use super::heat::save;
-use crate::backend::{Backend, BackendError, ELSEWHERE, Env, PickLog};
+use crate::backend::{Backend, BackendError, ELSEWHERE, Env, Phase, PickLog};
 use crate::cpu::Cpu;
 use crate::experts::tier::Tier;
 use crate::experts::{Guard, Heat, Pager, Place, Verdict};
@@ -73,12 +74,13 @@ pub struct Hybrid {
     /// Where the CPU's experts lie, when they are not computed from the mapping.
     tier: Option<Arc<Tier>>,
     options: ExpertOptions,
-    guard: Guard,
+    guards: BTreeMap<usize, Guard>, // by generated tokens of a run
     /// The guard's last word, when it has one.
     verdict: Option<Verdict>,
     with_cache: bool,
-    began: Option<Instant>,
-    was_prompt: bool,
+    /// When the run before began and how many tokens it generated, if it read no prompt.
+    began: Option<(Instant, usize)>,
+    had_prompt: bool,
     failed: u64,
     token: u64,
     heat: Option<(PathBuf, Heat)>,
@@ -132,11 +134,11 @@ impl Hybrid {
             uploads,
             tier: tier.cloned(),
             options: options.clone(),
-            guard: Guard::new(),
+            guards: BTreeMap::new(),
             verdict: None,
             with_cache: true,
             began: None,
-            was_prompt: false,
+            had_prompt: false,
             failed: 0,
             token: 0,
             heat,
@@ -181,21 +183,23 @@ impl Hybrid {
 
     /// Before a run from the first step on.
     pub fn begin(&mut self, gpus: &mut [Gpu], env: &Env) -> Result<(), BackendError> {
-        let (decodes, one) = (!env.is_prompt(), env.tokens.len() == 1);
+        let (tokens, prompt) = (env.tokens.len(), env.prompt_tokens());
         let now = Instant::now();
-        if let (Some(began), true) = (self.began.replace(now), one && !self.was_prompt) {
-            self.judge((now - began).as_secs_f64());
+        // Only runs of as many generated tokens are alike.
+        let before = std::mem::replace(&mut self.began, (prompt == 0).then_some((now, tokens)));
+        if let Some((began, _)) = before.filter(|(_, generated)| prompt == 0 && *generated == tokens) {
+            self.judge((now - began).as_secs_f64(), tokens);
         }
-        if !one {
-            self.began = None;
+        if self.guarded() {
+            self.with_cache = prompt > 0 || self.guards.get(&tokens).is_none_or(Guard::wants_cache);
         }
-        if decodes && self.was_prompt {
+        if prompt < tokens && self.had_prompt {
             // What the prompt used goes into slots that are still empty.
             let scores = self.pager.scores().clone();
             let promotions = self.pager.fill(|entry| scores.crf(entry));
             self.send(promotions);
         }
-        self.was_prompt = !decodes;
+        self.had_prompt = prompt > 0;
         self.receive(self.options.probe.wait);
         self.write_maps(gpus)?;
         self.picked.iter_mut().for_each(Vec::clear);
@@ -203,17 +207,24 @@ impl Hybrid {
         Ok(())
     }
 
-    /// Tells the guard how long a token took, and settles what that means for the next one.
-    fn judge(&mut self, seconds: f64) {
-        if !self.options.guard || self.verdict.is_some() || self.token < WARM_UP || self.pager.filled().0 == 0 {
+    /// Whether the guard still has to say something.
+    fn guarded(&self) -> bool {
+        self.options.guard && self.verdict.is_none()
+    }
+
+    /// Tells the guard of runs of so many generated tokens how long one took. The first guard that has a verdict settles it.
+    fn judge(&mut self, seconds: f64, tokens: usize) {
+        if !self.guarded() || self.token < WARM_UP || self.pager.filled().0 == 0 {
             return;
         }
-        self.guard.record(seconds);
-        self.with_cache = self.guard.wants_cache();
-        if self.guard.verdict() != Verdict::Undecided {
-            self.verdict = Some(self.guard.verdict());
+        let guard = self.guards.entry(tokens).or_default();
+        guard.record(seconds / tokens as f64);
+        let verdict = guard.verdict();
+        if verdict != Verdict::Undecided {
+            self.verdict = Some(verdict);
+            self.with_cache = guard.wants_cache();
             self.settle_tiers();
-            (self.options.notice)(&self.guard.verdict().to_string());
+            (self.options.notice)(&verdict.to_string());
         }
     }
 
@@ -251,11 +262,7 @@ impl Hybrid {
         self.rows.resize(t * 2 * used, 0.0);
         cpu.read(picks, &mut self.rows)?;
         self.keep_picks(layer, used);
-        let (others, misses) = self.mask(layer, info, self.with_cache, &[]);
-        if env.is_prompt() {
-            self.waves.counted.picks += (t * used) as u64;
-            self.waves.counted.cpu_picks += misses;
-        }
+        let (others, misses) = self.mask(layer, info, self.with_cache, &[], env);
         if others.is_empty() {
             return cpu.run(step..step + 1, env);
         }
@@ -286,14 +293,12 @@ impl Hybrid {
     ) -> Result<(), BackendError> {
         let Layer { step, x, picks, out, used, widths, .. } = info;
         let (t, experts) = (env.tokens.len(), self.pager.grid().experts);
-        let prompt = env.is_prompt();
-        let passes = prompt && gpus[home].wave_slots(step) > 0;
+        let prompt = env.prompt_tokens();
+        let passes = prompt > 0 && gpus[home].wave_slots(step) > 0;
         // The guard judges generated tokens; where a prompt streams, what need not be brought is used.
         let with_cache = self.with_cache || passes;
-        if prompt {
-            self.waves.counted.picks += (t * used) as u64;
-        }
         if with_cache && self.held[home][layer] == experts {
+            self.waves.counted.picks += (prompt * used) as u64;
             let settled = !logged && self.pager.is_settled(layer);
             gpus[home].submit(from..step + 1, if settled { &[] } else { std::slice::from_ref(&picks) })?;
             if !settled {
@@ -312,10 +317,7 @@ impl Hybrid {
         self.read_picks(layer, t, &mut gpus[home])?;
         let passing = if passes { self.passing(layer) } else { vec![] };
 
-        let (others, misses) = self.mask(layer, info, with_cache, &passing);
-        if prompt {
-            self.waves.counted.cpu_picks += misses;
-        }
+        let (others, misses) = self.mask(layer, info, with_cache, &passing, env);
         let elsewhere = misses > 0 || !others.is_empty();
         if elsewhere {
             self.x.resize(t * widths[0], 0.0);
@@ -356,16 +358,18 @@ impl Hybrid {
         if elsewhere || !failed.is_empty() { gpus[home].add(out, &self.sum) } else { Ok(()) }
     }
 
-    /// Puts into `masked` the picks that are left to the CPU when neither a GPU holds them nor they pass through one. Returns
-    /// the GPUs, other than the layer's home, that hold some, and the number of picks that are left.
-    fn mask(&mut self, layer: usize, info: Layer, with_cache: bool, passing: &[usize]) -> (Vec<usize>, u64) {
+    /// Puts into `masked` the picks that are left to the CPU when neither a GPU holds them nor they pass through one, and
+    /// counts those of prompts. Returns the GPUs, other than the layer's home, that hold some, and the number of picks that
+    /// are left.
+    fn mask(&mut self, layer: usize, info: Layer, with_cache: bool, passing: &[usize], env: &Env) -> (Vec<usize>, u64) {
         let mut others = vec![];
         let mut misses = 0;
         let mut passes = vec![false; if passing.is_empty() { 0 } else { self.pager.grid().experts }];
         passing.iter().for_each(|&expert| passes[expert] = true);
         self.masked.clear();
         self.masked.extend_from_slice(&self.rows);
-        for row in self.masked.chunks_exact_mut(2 * info.used) {
+        for (token, row) in self.masked.chunks_exact_mut(2 * info.used).enumerate() {
+            let before = misses;
             for id in &mut row[..info.used] {
                 let expert = id.to_bits() as usize;
                 match self.pager.place(layer, expert) {
@@ -379,6 +383,10 @@ impl Hybrid {
                     _ if passes.get(expert) == Some(&true) => *id = f32::from_bits(ELSEWHERE),
                     Place::Resident { .. } | Place::Coming { .. } | Place::Absent => misses += 1,
                 }
+            }
+            if env.phase(token) == Phase::Prompt {
+                self.waves.counted.picks += info.used as u64;
+                self.waves.counted.cpu_picks += misses - before;
             }
         }
         (others, misses)
@@ -440,8 +448,10 @@ impl Hybrid {
                 self.log(layer, log);
             }
         }
-        let prompt = env.is_prompt();
+        let mut generated = 0;
         for token in 0..t {
+            let prompt = env.phase(token) == Phase::Prompt;
+            generated += u64::from(!prompt);
             for (layer, found) in self.layers.iter().enumerate() {
                 let Some(Layer { used, .. }) = found else { continue };
                 let ids = self.picked[layer].get(token * used..(token + 1) * used);
@@ -455,10 +465,10 @@ impl Hybrid {
             }
             self.pager.end_token(prompt);
         }
-        if prompt {
+        if generated == 0 {
             return Ok(());
         }
-        self.token += t as u64;
+        self.token += generated;
         if self.options.probe.churn {
             self.churn();
         }

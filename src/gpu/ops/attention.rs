@@ -211,6 +211,7 @@ struct RopeParams {
     q_eps: f32,
     k_eps: f32,
     angles_at: u32,
+    page_group: u32,
 }
 
 /// `Op::RopeStore`.
@@ -247,6 +248,7 @@ impl RopeStore {
             q_eps: q_norm.map_or(0.0, |norm| norm.eps),
             k_eps: k_norm.map_or(0.0, |norm| norm.eps),
             angles_at: 0,
+            page_group: setup.plan.kv[kv.0 as usize].group as u32,
         };
         let halves = table.is_none_or(|table| table.layout == RopeLayout::Halves);
         let overrides = [("HEAD_DIM", heads.head_dim as u32), ("HALVES", halves.into())];
@@ -292,6 +294,7 @@ struct AttentionParams {
     tiles_at: u32,
     splits: u32,
     window: u32,
+    page_group: u32,
     scale: f32,
 }
 
@@ -354,6 +357,7 @@ impl Attention {
                 tiles_at: 0,
                 splits: 1,
                 window: window.unwrap_or(0),
+                page_group: setup.plan.kv[kv.0 as usize].group as u32,
                 scale,
             };
             let call = |to: &wgpu::Buffer| {
