@@ -1,9 +1,10 @@
 //! How fast the kernels are, beside what the machine can do.
 //!
-//! `cargo bench -p rynd-quant --bench kernels [-- FORMAT.. [read] [vec] [mat] [LEVEL]]`. Products with one token are
+//! `cargo bench -p rynd-quant --bench kernels [-- FORMAT.. [vec] [mat] [designs] [LEVEL]]`. Products with one token are
 //! given in GB/s of weights that come from memory (more bytes than the caches hold) and as a share of the measured read
 //! bandwidth; products with many tokens in G multiply-adds a second and as a share of the measured peak of `vpdpbusd`.
-//! On a shared machine compare figures of one run only.
+//! `designs` times the designs of a format in turn, piece by piece, and keeps each one's best: on a busy machine nothing
+//! else compares. On a shared machine compare figures of one run only.
 
 use std::hint::black_box;
 use std::sync::Barrier;
@@ -43,7 +44,10 @@ fn main() {
     let formats = if named.is_empty() { all.to_vec() } else { named };
     let everything = !has("vec") && !has("mat");
 
-    let weights = noise_bytes(FROM_MEMORY);
+    let weights = noise_bytes(if has("designs") { FROM_MEMORY / 2 } else { FROM_MEMORY });
+    if has("designs") {
+        return designs(kernels, &formats, &weights);
+    }
     let peak = dot_peak();
     println!("level {}; int8 dot peak of one thread: {peak:.0} GMAC/s", kernels.level().name());
     if has("vec") || everything {
@@ -218,4 +222,60 @@ fn matmul(kernels: &Kernels, format: Format, weights: &[u8], k: usize, tokens: u
     };
     let seconds = typical((0..200).map(piece).collect());
     (calls * 64 * k * tokens) as f64 / seconds / 1e9
+}
+
+/// Best GB/s of weights of each design for 1 to 16 tokens, from memory and from the caches.
+fn designs(kernels: &Kernels, formats: &[Format], weights: &[u8]) {
+    const ROWS: usize = 64;
+    // Tokens, and whether the weights come from memory.
+    const CASES: [(usize, bool); 9] =
+        [(1, true), (2, true), (3, true), (4, true), (8, true), (16, true), (1, false), (2, false), (4, false)];
+    println!("level {}, 1 thread; GB/s of weights, best of many pieces in turn", kernels.level().name());
+    println!("| format | design | from memory: 1 | 2 | 3 | 4 | 8 | 16 | from cache: 1 | 2 | 4 |");
+    println!("|--|--|--|--|--|--|--|--|--|--|--|");
+    for format in formats {
+        let mut weights = weights.to_vec();
+        if *format == Format::MXFP4 {
+            // Exponents near 1: products below the normal numbers would take microcode.
+            weights.chunks_mut(format.block_bytes()).for_each(|block| block[0] = 120);
+        }
+        let designs = kernels.designs(*format);
+        let row_bytes = format.row_bytes(K).unwrap_or_default();
+        let bytes = ROWS * row_bytes;
+        let mut rates = vec![String::new(); designs.len()];
+        for (tokens, from_memory) in CASES {
+            let x = activations(K * tokens);
+            let calls = (16 / tokens).max(1);
+            let mut best = vec![f64::INFINITY; designs.len()];
+            let mut at = 0;
+            for _ in 0..if from_memory { 200 } else { 60 } {
+                for ((_, linear), best) in designs.iter().zip(&mut best) {
+                    let mut acts = Acts::default();
+                    let acts = view(linear.act(), K, &x, &mut acts);
+                    let mut out = vec![0f32; ROWS * tokens];
+                    let start = Instant::now();
+                    for _ in 0..calls {
+                        if from_memory {
+                            at = if at + 2 * bytes > weights.len() { 0 } else { at + bytes };
+                        }
+                        if tokens == 1 {
+                            linear.matvec(&weights[at..][..bytes], K, acts.row(0), &mut out);
+                        } else {
+                            let into = OutView::new(&mut out, ROWS);
+                            // SAFETY: `out` is alive and ours.
+                            unsafe { linear.matmul(&weights[at..][..bytes], K, ROWS, &acts, Tokens::all(&acts), into) };
+                        }
+                    }
+                    *best = best.min(start.elapsed().as_secs_f64() / (calls * bytes) as f64);
+                    black_box(out);
+                }
+            }
+            for (rates, best) in rates.iter_mut().zip(best) {
+                rates.push_str(&format!(" {:.1} |", 1e-9 / best));
+            }
+        }
+        for ((design, _), rates) in designs.iter().zip(rates) {
+            println!("| {format} | {} |{rates}", design.name());
+        }
+    }
 }

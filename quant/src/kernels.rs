@@ -185,16 +185,49 @@ pub(crate) type Matvec = unsafe fn(&Rows<'_>, &ActRow<'_>, &mut [f32]);
 pub(crate) type Matmul = unsafe fn(&Rows<'_>, &Batch<'_>);
 pub(crate) type Quantise = unsafe fn(ActKind, &[f32], Quantised<'_>);
 
+/// How kernels read weights.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Design {
+    /// Portable code, and the specification of the others.
+    Scalar,
+    /// Row by row as they lie, in registers: for one token and for a few.
+    Rows,
+    /// Four rows at once as they lie, for one token.
+    Rows4,
+    /// Many rows unpacked side by side once, then multiplied with all tokens.
+    Tile,
+}
+
+impl Design {
+    /// Its name in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Design::Scalar => "scalar",
+            Design::Rows => "rows",
+            Design::Rows4 => "rows4",
+            Design::Tile => "tile",
+        }
+    }
+}
+
 /// The products with weights of one format.
 #[derive(Clone, Copy)]
 pub struct Linear {
     pub(crate) format: Format,
     pub(crate) act: ActKind,
     pub(crate) matvec: Matvec,
+    /// Batches of up to `few_tokens`.
+    pub(crate) few: Matmul,
+    pub(crate) few_tokens: usize,
     pub(crate) matmul: Matmul,
 }
 
 impl Linear {
+    /// One kernel for one token and one for all numbers of them.
+    pub(crate) fn new(format: Format, act: ActKind, matvec: Matvec, matmul: Matmul) -> Linear {
+        Linear { format, act, matvec, few: matmul, few_tokens: 0, matmul }
+    }
+
     pub fn format(&self) -> Format {
         self.format
     }
@@ -233,8 +266,9 @@ impl Linear {
         if tokens.is_empty() || n_rows == 0 {
             return;
         }
+        let matmul = if tokens.len() <= self.few_tokens { self.few } else { self.matmul };
         // SAFETY: as in `matvec`; the caller vouches for the outputs.
-        unsafe { (self.matmul)(&rows, &Batch { acts: *acts, tokens, out }) }
+        unsafe { matmul(&rows, &Batch { acts: *acts, tokens, out }) }
     }
 
     fn rows<'a>(&self, bytes: &'a [u8], k: usize, n: usize, kind: ActKind, act_k: usize) -> Rows<'a> {
@@ -292,6 +326,11 @@ impl Kernels {
         &self.exact[format as usize]
     }
 
+    /// The products by each design that this level has for a format: for comparing them.
+    pub fn designs(&self, format: Format) -> Vec<(Design, Linear)> {
+        simd::designs(self.level, format)
+    }
+
     /// The small f32 kernels.
     pub fn vector(&self) -> &Vector {
         &self.vector
@@ -311,7 +350,7 @@ impl Kernels {
     }
 
     fn build(level: Level) -> Kernels {
-        let linear = |format| simd::linear(level, format).unwrap_or_else(|| simd::scalar::linear(format));
+        let linear = |format| chosen(&simd::designs(level, format)).unwrap_or_else(|| simd::scalar::linear(format));
         let exact = |format| simd::exact(level, format).unwrap_or_else(|| simd::scalar::exact(format));
         Kernels {
             level,
@@ -322,6 +361,22 @@ impl Kernels {
         }
     }
 }
+
+/// One token by the design that reads rows best, a few by rows, many by tiles.
+fn chosen(designs: &[(Design, Linear)]) -> Option<Linear> {
+    let by = |design| designs.iter().find(|(one, _)| *one == design).map(|(_, linear)| *linear);
+    let rows = by(Design::Rows);
+    let one = by(Design::Rows4).or(rows);
+    let mut linear = by(Design::Tile).or(rows)?;
+    linear.matvec = one.unwrap_or(linear).matvec;
+    if let Some(rows) = rows {
+        (linear.few, linear.few_tokens) = (rows.matmul, FEW_TOKENS);
+    }
+    Some(linear)
+}
+
+/// Tokens up to which rows are read as they lie.
+const FEW_TOKENS: usize = 4;
 
 /// The activations that int8 kernels of this format take, the same at every level.
 pub(crate) fn act_kind(format: Format) -> ActKind {

@@ -35,5 +35,5 @@ pub mod tq;
 pub use acts::{ActKind, ActRow, ActShape, ActView, Acts};
 pub use encode::EncodeError;
 pub use format::Format;
-pub use kernels::{Kernels, Level, Linear, OutView, ROW_TILE, Tokens};
+pub use kernels::{Design, Kernels, Level, Linear, OutView, ROW_TILE, Tokens};
 pub use vector::Vector;

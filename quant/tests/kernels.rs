@@ -183,9 +183,14 @@ fn every_level_equals_the_scalar_truth_at_awkward_sizes() {
             let rows = [1, 15, 16, 31, 32, 33, 65, 130].map(|n| (n, 7, small));
             let long = depths(format).into_iter().flat_map(|k| [(33, 7, k), (33, 1, k)]);
             for (n, t, k) in sizes.into_iter().chain(rows).chain(long) {
-                check(kernels.linear(format), scalar().linear(format), n, t, k, &mut noise);
+                let (level, sizes) = (kernels.level().name(), [n, t, k]);
+                check(level, kernels.linear(format), scalar().linear(format), sizes, &mut noise);
+                for (design, linear) in kernels.designs(format) {
+                    let by = format!("{level} {}", design.name());
+                    check(&by, &linear, scalar().linear(format), sizes, &mut noise);
+                }
                 if t < 20 && k < 2000 {
-                    check(kernels.exact(format), scalar().exact(format), n, t, k, &mut noise);
+                    check(level, kernels.exact(format), scalar().exact(format), sizes, &mut noise);
                 }
             }
         }
@@ -223,18 +228,20 @@ fn no_sum_leaves_its_integers_when_weights_and_activations_are_at_their_extremes
                     let tokens = Tokens::Range(0, t);
                     let sizes = sizes(format, &rows, n, k, &x, tokens);
                     let want = product(scalar().linear(format), &rows, n, k, &x, tokens);
-                    let got = product(kernels.linear(format), &rows, n, k, &x, tokens);
-                    let what = format!("{} {format} of {fill:#x} times {signs:?}", kernels.level().name());
-                    assert_close(&got, &want, &sizes, &what);
+                    for (design, linear) in kernels.designs(format) {
+                        let got = product(&linear, &rows, n, k, &x, tokens);
+                        let by = format!("{} {}", kernels.level().name(), design.name());
+                        assert_close(&got, &want, &sizes, &format!("{by} {format} of {fill:#x} times {signs:?}"));
+                    }
                 }
             }
         }
     }
 }
 
-fn check(linear: &Linear, truth: &Linear, n: usize, t: usize, k: usize, noise: &mut Noise) {
+fn check(by: &str, linear: &Linear, truth: &Linear, [n, t, k]: [usize; 3], noise: &mut Noise) {
     let format = linear.format();
-    let what = format!("{format} {n} rows x {t} tokens x {k}");
+    let what = format!("{by} {format} {n} rows x {t} tokens x {k}");
     assert_eq!(linear.act(), truth.act(), "{what}");
     let (rows, x) = (rows(format, n, k, noise), noise.activations(t * k));
     let all = Tokens::Range(0, t);

@@ -13,7 +13,7 @@ pub(crate) mod scalar;
 mod shape;
 
 use crate::format::Format;
-use crate::kernels::{Level, Linear, Quantise};
+use crate::kernels::{Design, Level, Linear, Quantise};
 use crate::vector::Vector;
 
 pub(crate) fn has_avx2() -> bool {
@@ -44,15 +44,16 @@ pub(crate) fn has_neon() -> bool {
     false
 }
 
-pub(crate) fn linear(level: Level, format: Format) -> Option<Linear> {
+/// The products of a format by each design that the level has for it.
+pub(crate) fn designs(level: Level, format: Format) -> Vec<(Design, Linear)> {
     match level {
         #[cfg(target_arch = "aarch64")]
-        Level::Neon => neon::linear(format),
+        Level::Neon => neon::linear(format).map(|linear| (Design::Rows, linear)).into_iter().collect(),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => avx512::linear(format),
+        Level::Avx512 => avx512::designs(format),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => avx2::linear(format),
-        _ => None,
+        Level::Avx2 => avx2::designs(format),
+        _ => vec![],
     }
 }
 

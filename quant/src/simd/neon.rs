@@ -19,7 +19,7 @@ use crate::simd::scalar;
 pub(crate) fn linear(format: Format) -> Option<Linear> {
     if format == Format::F16 {
         let scalar = scalar::exact(format);
-        return Some(Linear { format, act: ActKind::F32, matvec: f16_matvec, matmul: scalar.matmul });
+        return Some(Linear::new(format, ActKind::F32, f16_matvec, scalar.matmul));
     }
     int_layout(format)?;
     let matvec: Matvec = match format {
@@ -30,7 +30,7 @@ pub(crate) fn linear(format: Format) -> Option<Linear> {
         Format::Q5_0 => q5_0,
         _ => ints_matvec,
     };
-    Some(Linear { format, act: act_kind(format), matvec, matmul: ints_matmul })
+    Some(Linear::new(format, act_kind(format), matvec, ints_matmul))
 }
 
 /// `acc[i] += a[4 i..4 i + 4] . b[4 i..4 i + 4]`.

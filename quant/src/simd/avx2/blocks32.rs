@@ -104,13 +104,13 @@ unpack!(Q80: Block32, 34 bytes, 8 bits, offset 128, |rows, into| {
 });
 
 unpack!(Iq4Nl: Block32, 18 bytes, 8 bits, offset 128, |rows, into| {
-    let table = nibble_table(IQ4_VALUES, 128);
+    let table = both_lanes(const { &nibble_table(IQ4_VALUES, 128) });
     into.scale(0, low_f16(dwords(rows, 0)[0]));
     nibbles(rows, 2, |k4, q| into.put_wide(k4, _mm256_shuffle_epi8(table, q)));
 });
 
 unpack!(Mxfp4: Block32, 17 bytes, 5 bits, offset 16, |rows, into| {
-    let table = nibble_table(FP4_VALUES, 16);
+    let table = both_lanes(const { &nibble_table(FP4_VALUES, 16) });
     let exponent = byte(dwords(rows, 0)[0], 0);
     // As `e8m0_half`: below 2 the half is subnormal.
     let normal = _mm256_slli_epi32::<23>(_mm256_sub_epi32(exponent, _mm256_set1_epi32(1)));

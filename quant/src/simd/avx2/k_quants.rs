@@ -224,7 +224,7 @@ impl Unpack for Iq4Xs {
             let [head, low, ..] = dwords(rows, 0);
             let d = low_f16(head);
             let top = _mm256_srli_epi32::<16>(head);
-            let table = nibble_table(IQ4_VALUES, 128);
+            let table = both_lanes(const { &nibble_table(IQ4_VALUES, 128) });
             for i in 0..8 {
                 let four = _mm256_and_si256(shift_right(low, 4 * i), _mm256_set1_epi32(15));
                 let two = shift_left(_mm256_and_si256(shift_right(top, 2 * i), _mm256_set1_epi32(3)), 4);

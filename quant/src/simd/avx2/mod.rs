@@ -1,21 +1,21 @@
 //! x86-64 with AVX2, FMA and F16C: int8 products by `vpmaddubsw`, which multiplies unsigned by signed.
 //!
-//! One token takes the same way as many. Unpacking 16 rows side by side costs less than what a row by itself needs: its
-//! scales one by one, and sums across lanes for each block.
+//! One token, and a few, take rows as they lie (`rows`); many tokens share the unpacking of 16 rows to a tile (`tile`).
 
 mod blocks32;
 mod k_quants;
+pub(super) mod rows;
 mod tile;
 mod transpose;
 pub(crate) mod vector;
 
 use crate::acts::{ActKind, ActRow, Quantised};
 use crate::format::Format;
-use crate::kernels::{Batch, Linear, Rows};
+use crate::kernels::{Batch, Design, Linear, Rows};
 use crate::simd::scalar;
 
-/// The int8 products of a format; `None` where it has no integer form.
-pub(crate) fn linear(format: Format) -> Option<Linear> {
+/// The int8 products of a format by tiles; `None` where it has no integer form.
+fn tiles(format: Format) -> Option<Linear> {
     let linear = match format {
         Format::Q4_0 => tile::linear::<blocks32::Q40>,
         Format::Q4_1 => tile::linear::<blocks32::Q41>,
@@ -36,9 +36,20 @@ pub(crate) fn linear(format: Format) -> Option<Linear> {
     Some(linear(format))
 }
 
+/// The int8 products of a format, by each design that it has.
+pub(crate) fn designs(format: Format) -> Vec<(Design, Linear)> {
+    let rows = if is_x86_feature_detected!("avxvnni") {
+        rows::linear::<rows::AvxVnni>(format)
+    } else {
+        rows::linear::<rows::Plain>(format)
+    };
+    let tiles = tiles(format).map(|tiles| (Design::Tile, tiles));
+    tiles.into_iter().chain(rows.map(|rows| (Design::Rows, rows))).collect()
+}
+
 /// Plain and decoded weights times f32 activations: the portable loops, compiled for wider lanes.
 pub(crate) fn exact(format: Format) -> Linear {
-    Linear { format, act: ActKind::F32, matvec: f32_matvec, matmul: f32_matmul }
+    Linear::new(format, ActKind::F32, f32_matvec, f32_matmul)
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]

@@ -107,7 +107,7 @@ struct Tile {
 
 /// Entry of the table for a format.
 pub(super) fn linear<U: Unpack>(format: crate::Format) -> Linear {
-    Linear { format, act: act_kind(format), matvec: matvec::<U>, matmul: matmul::<U> }
+    Linear::new(format, act_kind(format), matvec::<U>, matmul::<U>)
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]

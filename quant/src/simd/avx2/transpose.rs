@@ -102,10 +102,20 @@ pub(super) fn or_masked(x: __m256i, bits: __m256i, mask: i8) -> __m256i {
 }
 
 /// Sixteen values plus an offset that makes them unsigned, for `vpshufb`.
+pub(super) const fn nibble_table(values: [i8; 16], offset: i16) -> [u8; 16] {
+    let mut table = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        table[i] = (values[i] as i16 + offset) as u8;
+        i += 1;
+    }
+    table
+}
+
+/// A table in both lanes.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn nibble_table(values: [i8; 16], offset: i16) -> __m256i {
-    let table: [u8; 16] = values.map(|v| (i16::from(v) + offset) as u8);
+pub(super) fn both_lanes(table: &'static [u8; 16]) -> __m256i {
     // SAFETY: 16 bytes are read from 16.
     _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(table.as_ptr().cast()) })
 }

@@ -8,10 +8,11 @@ mod transpose;
 pub(crate) mod vector;
 
 use crate::format::Format;
-use crate::kernels::{Linear, Matvec};
+use crate::kernels::{Design, Linear, Matvec};
+use crate::simd::avx2::rows;
 
-/// The int8 products of a format.
-pub(crate) fn linear(format: Format) -> Option<Linear> {
+/// The int8 products of a format by tiles; `None` where it has no integer form.
+fn tiles(format: Format) -> Option<Linear> {
     let linear = match format {
         Format::Q4_0 => tile::linear::<blocks32::Q40>,
         Format::Q4_1 => tile::linear::<blocks32::Q41>,
@@ -29,12 +30,19 @@ pub(crate) fn linear(format: Format) -> Option<Linear> {
         Format::TQ2_0 => tile::linear::<k_quants::Tq2>,
         _ => return None,
     };
-    let matvec: Option<Matvec> = match format {
+    Some(linear(format))
+}
+
+/// The int8 products of a format, by each design that it has.
+pub(crate) fn designs(format: Format) -> Vec<(Design, Linear)> {
+    let Some(tiles) = tiles(format) else { return vec![] };
+    let rows4: Option<Matvec> = match format {
         Format::Q4_K => Some(rows4::matvec::<rows4::Q4K>),
         Format::Q5_K => Some(rows4::matvec::<rows4::Q5K>),
         Format::Q6_K => Some(rows4::matvec::<rows4::Q6K>),
         _ => None,
     };
-    let linear = linear(format);
-    Some(Linear { matvec: matvec.unwrap_or(linear.matvec), ..linear })
+    let rows4 = rows4.map(|matvec| (Design::Rows4, Linear { matvec, ..tiles }));
+    let rows = rows::linear::<rows::Avx512Vnni>(format).map(|rows| (Design::Rows, rows));
+    [(Design::Tile, tiles)].into_iter().chain(rows).chain(rows4).collect()
 }

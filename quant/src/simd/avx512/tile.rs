@@ -82,7 +82,7 @@ struct Tile {
 
 /// Entry of the table for a format.
 pub(super) fn linear<U: Unpack>(format: crate::Format) -> Linear {
-    Linear { format, act: act_kind(format), matvec: matvec::<U>, matmul: matmul::<U> }
+    Linear::new(format, act_kind(format), matvec::<U>, matmul::<U>)
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,gfni")]

@@ -12,13 +12,13 @@ use crate::kernels::{Batch, Linear, Rows, act_kind};
 /// The products of a format: over its integers where it has an integer form, else over decoded f32.
 pub(crate) fn linear(format: Format) -> Linear {
     match int_layout(format) {
-        Some(_) => Linear { format, act: act_kind(format), matvec: ints_matvec, matmul: ints_matmul },
+        Some(_) => Linear::new(format, act_kind(format), ints_matvec, ints_matmul),
         None => exact(format),
     }
 }
 
 pub(crate) fn exact(format: Format) -> Linear {
-    Linear { format, act: ActKind::F32, matvec: f32_matvec, matmul: f32_matmul }
+    Linear::new(format, ActKind::F32, f32_matvec, f32_matmul)
 }
 
 /// d = amax / 127, q = x / d rounded half to even; blocks whose values are all (nearly) zero become zero.
