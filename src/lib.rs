@@ -136,6 +136,7 @@
 // The order below is the law: a module may use only modules above it (tests/layering.rs checks it).
 pub mod gguf;
 pub mod catalog;
+pub mod cache;
 pub mod tokenizer;
 pub mod chat;
 pub mod sampler;

@@ -1,0 +1,8 @@
+//! The disk tier from outside: what is read back is what was written, or nothing.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod random;
+mod round_trip;
+mod support;
+mod texts;
