@@ -15,6 +15,10 @@ pub enum ChatError {
     Endless { template: String, line: usize, source_line: String },
     #[error("{model} has no chat template (tokenizer.chat_template): name one (built in: {}), or send a raw prompt", super::BUILTIN_NAMES.join(", "))]
     NoTemplate { model: String },
+    #[error(
+        "the conversation uses every private-use character, so its text can not be told from the template's tokens; remove some, or let special tokens be read (--parse-special)"
+    )]
+    NoMark,
     #[error(transparent)]
     File(#[from] GgufError),
     #[error("there is no built-in chat template '{name}': use one of {}", super::BUILTIN_NAMES.join(", "))]

@@ -15,10 +15,17 @@ struct Style<'a> {
     item_separator: String,
     key_separator: String,
     sort_keys: bool,
+    mark: Option<char>,
 }
 
-/// The filter: `x|tojson(indent=None, ensure_ascii=False, separators=None, sort_keys=False)`.
-pub fn tojson(state: &State, value: &Value, indent: Option<Value>, options: Kwargs) -> Result<Value, Error> {
+/// The filter: `x|tojson(indent=None, ensure_ascii=False, separators=None, sort_keys=False)`. A `mark` is never escaped.
+pub fn tojson(
+    state: &State,
+    value: &Value,
+    indent: Option<Value>,
+    options: Kwargs,
+    mark: Option<char>,
+) -> Result<Value, Error> {
     let indent = match indent {
         Some(indent) => Some(indent),
         None => options.get::<Option<Value>>("indent")?,
@@ -44,6 +51,7 @@ pub fn tojson(state: &State, value: &Value, indent: Option<Value>, options: Kwar
         item_separator,
         key_separator,
         sort_keys: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
+        mark,
     };
     options.assert_all_used()?;
     let mut out = String::new();
@@ -136,7 +144,7 @@ impl Style<'_> {
                 '\u{8}' => out.push_str("\\b"),
                 '\u{c}' => out.push_str("\\f"),
                 '\0'..'\u{20}' => out.push_str(&format!("\\u{:04x}", char as u32)),
-                '\u{7f}'.. if self.ensure_ascii && char != '\u{7f}' => {
+                '\u{7f}'.. if self.ensure_ascii && char != '\u{7f}' && self.mark != Some(char) => {
                     for unit in char.encode_utf16(&mut [0; 2]) {
                         out.push_str(&format!("\\u{unit:04x}"));
                     }

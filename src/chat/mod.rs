@@ -6,6 +6,7 @@
 
 mod error;
 mod json;
+mod marks;
 mod message;
 mod python;
 mod template;

@@ -7,13 +7,15 @@
 
 use super::error::ChatError;
 use super::json::tojson;
+use super::marks::Marks;
 use super::message::{Arguments, Message};
 use super::python;
 use crate::gguf::Gguf;
+use crate::tokenizer::{Prompt, Tokenizer};
 use jiff::civil::DateTime;
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Value;
-use minijinja::{Environment, Error, ErrorKind};
+use minijinja::value::{Kwargs, Value};
+use minijinja::{Environment, Error, ErrorKind, State};
 use serde_json::{Map, Value as Json};
 use std::fmt;
 
@@ -56,7 +58,7 @@ impl Template {
         let mut environment = Environment::new();
         environment.set_debug(true); // for the place of an error
         environment.set_unknown_method_callback(python::method);
-        environment.add_filter("tojson", tojson);
+        add_tojson(&mut environment, None);
         environment.add_test("iterable", python::is_iterable);
         environment.add_test("sequence", python::is_sequence);
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
@@ -109,7 +111,7 @@ impl Template {
         &self.source
     }
 
-    /// The prompt. `extra` are more variables for the template: `bos_token`, `eos_token`,
+    /// The prompt's text. `extra` are more variables for the template: `bos_token`, `eos_token`,
     /// `enable_thinking` and the like.
     pub fn render(
         &self,
@@ -118,7 +120,31 @@ impl Template {
         add_generation_prompt: bool,
         extra: &Map<String, Json>,
     ) -> Result<String, ChatError> {
-        let render = |arguments| self.render_as(arguments, messages, tools, add_generation_prompt, extra);
+        Ok(self.render_any(messages, tools, add_generation_prompt, extra, None)?.text)
+    }
+
+    /// As `render`, and what `messages` and `tools` spell is text for `tokenizer`, never a control token. `extra` is
+    /// trusted: it names the tokens.
+    pub fn prompt(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Message],
+        tools: Option<&Json>,
+        add_generation_prompt: bool,
+        extra: &Map<String, Json>,
+    ) -> Result<Prompt, ChatError> {
+        self.render_any(messages, tools, add_generation_prompt, extra, Some(tokenizer))
+    }
+
+    fn render_any(
+        &self,
+        messages: &[Message],
+        tools: Option<&Json>,
+        add_generation_prompt: bool,
+        extra: &Map<String, Json>,
+        tokenizer: Option<&Tokenizer>,
+    ) -> Result<Prompt, ChatError> {
+        let render = |arguments| self.render_as(arguments, messages, tools, add_generation_prompt, extra, tokenizer);
         let as_given = render(Arguments::AsGiven);
         // Some templates read the fields of a tool call's arguments, others add them to a string.
         let has_calls = messages.iter().any(|message| message.tool_calls.is_some());
@@ -137,26 +163,40 @@ impl Template {
         tools: Option<&Json>,
         add_generation_prompt: bool,
         extra: &Map<String, Json>,
-    ) -> Result<String, ChatError> {
+        tokenizer: Option<&Tokenizer>,
+    ) -> Result<Prompt, ChatError> {
+        let mut environment = self.environment.clone();
+        let mut messages: Vec<Json> = messages.iter().map(|message| message.for_template(arguments)).collect();
+        let mut tools = tools.cloned().unwrap_or_default();
+        let mut mark = None;
+        if let Some(tokenizer) = tokenizer {
+            let values: Vec<&Json> = messages.iter().chain([&tools]).chain(extra.values()).collect();
+            let marks = Marks::new(tokenizer, &values, &[&self.source])?;
+            messages.iter_mut().chain([&mut tools]).for_each(|value| marks.apply(value));
+            add_tojson(&mut environment, Some(marks.mark));
+            mark = Some(marks.mark);
+        }
         let mut bytes = 0;
-        let values: Vec<Value> =
-            messages.iter().map(|message| to_value(&message.for_template(arguments), &mut bytes)).collect();
+        let n = messages.len() as u64;
+        let values: Vec<Value> = messages.iter().map(|message| to_value(message, &mut bytes)).collect();
         // transformers always sets these four; a template may ask whether `tools` is none.
         let mut context = vec![
             ("messages", Value::from(values)),
-            ("tools", tools.map_or(Value::from(()), |tools| to_value(tools, &mut bytes))),
+            ("tools", to_value(&tools, &mut bytes)),
             ("documents", Value::from(())),
             ("add_generation_prompt", Value::from(add_generation_prompt)),
         ];
         context.extend(extra.iter().map(|(key, value)| (key.as_str(), to_value(value, &mut bytes))));
-        let n = messages.len() as u64;
-        let mut environment = self.environment.clone();
         environment.set_fuel(Some(FUEL + FUEL_PER_MESSAGE * n + FUEL_PER_SQUARE.saturating_mul(n * n) + bytes));
         // The error is read in there as well: it holds the template's variables.
-        with_deep_stack(|| {
+        let text = with_deep_stack(|| {
             let template = environment.get_template(&self.name);
             let rendered = template.and_then(|template| template.render(Value::from_pairs(context.iter().cloned())));
             rendered.map_err(|error| self.describe(&error))
+        })?;
+        Ok(match mark {
+            Some(mark) => Prompt::from_marked(&text, mark),
+            None => text.into(),
         })
     }
 
@@ -193,6 +233,12 @@ impl Template {
             _ => ChatError::Failed { template, line, why, source_line },
         }
     }
+}
+
+fn add_tojson(environment: &mut Environment, mark: Option<char>) {
+    environment.add_filter("tojson", move |state: &State, value: &Value, indent: Option<Value>, options: Kwargs| {
+        tojson(state, value, indent, options, mark)
+    });
 }
 
 /// Runs `work` on a thread of its own with a deep stack, or here if none can be had.

@@ -74,6 +74,9 @@ pub struct Arguments {
     /// A built-in chat template instead of the model's own: chatml
     #[arg(long, value_name = "NAME")]
     template: Option<String>,
+    /// Read '<|im_end|>' and the like in messages as the tokens they name, not as text
+    #[arg(long)]
+    parse_special: bool,
     /// Tokens of an answer, at most [default: the rest of the context]
     #[arg(short = 'n', long, value_name = "TOKENS", value_parser = load::at_least_one())]
     tokens: Option<usize>,
@@ -102,7 +105,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     let loaded = arguments.load.as_deref().map(Transcript::load).transpose()?;
     interrupt::watch()?;
-    let source = model::Source::new(arguments.yes, arguments.template.clone())?;
+    let source = model::Source::new(arguments.yes, arguments.template.clone(), arguments.parse_special)?;
     let name = arguments.model.clone().map_or_else(|| source.default_name(), Ok)?;
     let model = source.load(&name, &arguments.engine)?;
     let mut chat = Chat::new(model, arguments.sampling.clone(), arguments.tokens, arguments.system.as_deref());

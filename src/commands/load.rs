@@ -12,11 +12,11 @@ use super::gpu::{self, GpuFlags};
 use super::obtain;
 use crate::backend::KvFormat;
 use crate::catalog::{Catalog, Home};
-use crate::chat::Template;
+use crate::chat::{ChatError, Message, Template};
 use crate::engine::{DEFAULT_BATCH, Engine, EngineConfig};
 use crate::gguf::Gguf;
 use crate::models::RopeOverride;
-use crate::tokenizer::{Tokenizer, Vocab};
+use crate::tokenizer::{Prompt, Tokenizer, Vocab};
 
 /// Which model.
 #[derive(Debug, clap::Args)]
@@ -104,10 +104,24 @@ pub fn chat_template(gguf: &Gguf) -> Result<Option<Template>> {
 }
 
 /// What templates expect to know of the vocabulary.
-pub fn template_variables(tokenizer: &Tokenizer) -> Map<String, Json> {
+fn template_variables(tokenizer: &Tokenizer) -> Map<String, Json> {
     let text = |id| String::from_utf8_lossy(tokenizer.token_bytes(id)).into_owned();
     let tokens = [("bos_token", tokenizer.bos()), ("eos_token", tokenizer.eos())];
     tokens.into_iter().filter_map(|(name, id)| Some((name.to_owned(), Json::from(text(id?))))).collect()
+}
+
+/// The prompt that asks for the next message. What messages spell is text, unless `parse_special`.
+pub fn prompt(
+    template: &Template,
+    tokenizer: &Tokenizer,
+    messages: &[Message],
+    parse_special: bool,
+) -> Result<Prompt, ChatError> {
+    let variables = template_variables(tokenizer);
+    if parse_special {
+        return Ok(template.render(messages, None, true, &variables)?.into());
+    }
+    template.prompt(tokenizer, messages, None, true, &variables)
 }
 
 /// A number that must be at least 1.

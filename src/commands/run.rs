@@ -44,6 +44,9 @@ pub struct Arguments {
     /// Token ids instead of a text
     #[arg(long, value_name = "IDS", conflicts_with_all = ["prompt", "file", "raw", "system"])]
     ids: Option<String>,
+    /// Read '<|im_end|>' and the like in the prompt as the tokens they name, not as text (always with --raw)
+    #[arg(long, conflicts_with = "ids")]
+    parse_special: bool,
     /// Tokens to generate, at most [default: the rest of the context]
     #[arg(short = 'n', long, value_name = "TOKENS", value_parser = load::at_least_one())]
     tokens: Option<usize>,
@@ -107,12 +110,13 @@ fn prompt_ids(arguments: &Arguments, engine: &Engine, tokenizer: &Tokenizer, tex
                 engine.gguf().path().display()
             );
         }
-        return Ok(tokenizer.encode(text, Encode { add_special: true, parse_special: true }));
+        let parse_special = arguments.raw || arguments.parse_special;
+        return Ok(tokenizer.encode(text, Encode { add_special: true, parse_special }));
     };
     let system = arguments.system.iter().map(|text| Message::system(text));
     let messages: Vec<Message> = system.chain([Message::user(text)]).collect();
-    let prompt = template.render(&messages, None, true, &load::template_variables(tokenizer));
-    Ok(tokenizer.encode_prompt(&prompt.context("the chat template failed; --raw goes without it")?))
+    let prompt = load::prompt(&template, tokenizer, &messages, arguments.parse_special);
+    Ok(tokenizer.encode_rendered(&prompt.context("the chat template failed; --raw goes without it")?))
 }
 
 /// Writes what is generated and remembers the first failure: generation is only told to stop.

@@ -13,12 +13,14 @@ mod bpe;
 mod decoder;
 mod file;
 mod pieces;
+mod prompt;
 mod special;
 mod split;
 mod spm;
 mod vocab;
 
 pub use decoder::Decoder;
+pub use prompt::Prompt;
 pub use split::Splitter;
 pub use vocab::{Fim, TokenType, TokenizerError, Vocab};
 
@@ -98,6 +100,10 @@ impl Tokenizer {
 
         let roles = Roles::find(&vocab, &texts, &index, &mut types);
         let specials = Specials::new(&texts, &types)?;
+        let mut family = family;
+        if let Family::Spm { spm, .. } = &mut family {
+            spm.never_join(&types);
+        }
         let mut bytes = Pieces::with_capacity(n_vocab, vocab.tokens.iter().map(|text| text.len()).sum());
         for (text, &kind) in vocab.tokens.iter().zip(&types) {
             bytes.push_with(|out| family.spell(text, kind, out));
@@ -106,11 +112,16 @@ impl Tokenizer {
     }
 
     pub fn encode(&self, text: &str, how: Encode) -> Vec<u32> {
+        self.encode_with_seams(text, how, &[])
+    }
+
+    /// As `encode`; no control token is read that covers the end of a character at one of the `seams`.
+    pub fn encode_with_seams(&self, text: &str, how: Encode, seams: &[usize]) -> Vec<u32> {
         let mut ids = Vec::with_capacity(text.len() / 3 + 2);
         if how.add_special && self.add_bos {
             ids.extend(self.roles.bos);
         }
-        let fragments = self.specials.cut(text, &self.texts, how.parse_special);
+        let fragments = self.specials.cut(text, &self.texts, how.parse_special, seams);
         match &self.family {
             Family::Bpe { bpe, splitter } => {
                 let mut scratch = bpe::Scratch::default();
@@ -129,7 +140,8 @@ impl Tokenizer {
                         if splitter.ignore_merges {
                             spelled.clear();
                             spelled.extend(word.iter().map(|&byte| bpe::byte_char(byte)));
-                            if let Some(id) = self.index.find(&self.texts, spelled.as_bytes()) {
+                            let whole = self.index.find(&self.texts, spelled.as_bytes());
+                            if let Some(id) = whole.filter(|&id| !self.is_special(id)) {
                                 ids.push(id);
                                 continue;
                             }
@@ -165,7 +177,21 @@ impl Tokenizer {
     /// A rendered chat prompt: special tokens are read, and BOS is added if the model wants it and the
     /// template has not written it.
     pub fn encode_prompt(&self, text: &str) -> Vec<u32> {
-        let mut ids = self.encode(text, Encode { add_special: false, parse_special: true });
+        self.encode_prompt_with_seams(text, &[])
+    }
+
+    /// As `encode_prompt`, with what came from messages left as text.
+    pub fn encode_rendered(&self, prompt: &Prompt) -> Vec<u32> {
+        self.encode_prompt_with_seams(&prompt.text, &prompt.seams)
+    }
+
+    /// The seams that keep control tokens out of `text`, wherever it is put.
+    pub fn seams(&self, text: &str) -> Vec<usize> {
+        self.specials.seams(text, &self.texts)
+    }
+
+    fn encode_prompt_with_seams(&self, text: &str, seams: &[usize]) -> Vec<u32> {
+        let mut ids = self.encode_with_seams(text, Encode { add_special: false, parse_special: true }, seams);
         if let Some(bos) = self.roles.bos.filter(|&bos| self.add_bos && ids.first() != Some(&bos)) {
             ids.insert(0, bos);
         }

@@ -161,8 +161,8 @@ impl Specials {
         Ok(Self { tokens, search })
     }
 
-    /// Cuts `text` at its special tokens. Control tokens count only if `parse_special`.
-    pub fn cut(&self, text: &str, texts: &Pieces, parse_special: bool) -> Vec<Fragment> {
+    /// Cuts `text` at its special tokens. Control tokens count only if `parse_special`, and where no seam is in them.
+    pub fn cut(&self, text: &str, texts: &Pieces, parse_special: bool, seams: &[usize]) -> Vec<Fragment> {
         let mut present = vec![false; self.tokens.len()];
         for found in self.search.find_overlapping_iter(text) {
             present[found.pattern()] = true;
@@ -170,15 +170,47 @@ impl Specials {
         let mut fragments = vec![Fragment::Text(0..text.len())];
         for (token, _) in self.tokens.iter().zip(present).filter(|(_, present)| *present) {
             if token.always || parse_special {
-                fragments = cut_one(token.id, texts.get(token.id), text, fragments);
+                let seams = if token.always { &[] } else { seams };
+                fragments = cut_one(token.id, texts.get(token.id), text, seams, fragments);
             }
         }
         fragments.retain(|fragment| !matches!(fragment, Fragment::Text(range) if range.is_empty()));
         fragments
     }
+
+    /// Where `text` needs a seam so that no control token is found in it, nor in what it touches: behind the first
+    /// character of every spelling, of a beginning of one at the end, and of an ending of one at the start.
+    pub fn seams(&self, text: &str, texts: &Pieces) -> Vec<usize> {
+        let mut seams = vec![];
+        let mut add = |at: usize| seams.extend(text[at..].chars().next().map(|first| at + first.len_utf8()));
+        for found in self.search.find_overlapping_iter(text) {
+            if !self.tokens[found.pattern()].always {
+                add(found.start());
+            }
+        }
+        let (head, tail) = (text.trim_start(), text.trim_end());
+        let skipped = text.len() - head.len();
+        for token in self.tokens.iter().filter(|token| !token.always) {
+            let Ok(spelling) = std::str::from_utf8(texts.get(token.id)) else { continue };
+            for (at, _) in spelling.char_indices().skip(1) {
+                let (begins, ends) = spelling.split_at(at);
+                for end in [text, tail].iter().filter(|end| end.ends_with(begins)) {
+                    add(end.len() - begins.len());
+                }
+                for start in [0, skipped] {
+                    if text[start..].starts_with(ends) {
+                        add(start);
+                    }
+                }
+            }
+        }
+        seams.sort_unstable();
+        seams.dedup();
+        seams
+    }
 }
 
-fn cut_one(id: u32, token: &[u8], text: &str, fragments: Vec<Fragment>) -> Vec<Fragment> {
+fn cut_one(id: u32, token: &[u8], text: &str, seams: &[usize], fragments: Vec<Fragment>) -> Vec<Fragment> {
     let finder = memchr::memmem::Finder::new(token);
     let mut cut = Vec::with_capacity(fragments.len() + 2);
     for fragment in fragments {
@@ -186,12 +218,18 @@ fn cut_one(id: u32, token: &[u8], text: &str, fragments: Vec<Fragment>) -> Vec<F
             cut.push(fragment);
             continue;
         };
-        let mut start = range.start;
-        for found in finder.find_iter(&text.as_bytes()[range.clone()]) {
-            let found = range.start + found;
+        let (mut start, mut at) = (range.start, range.start);
+        while let Some(found) = finder.find(&text.as_bytes()[at..range.end]) {
+            let found = at + found;
+            let end = found + token.len();
+            let seam = seams.get(seams.partition_point(|&seam| seam <= found));
+            if seam.is_some_and(|&seam| seam <= end) {
+                at = found + 1;
+                continue;
+            }
             cut.push(Fragment::Text(start..found));
             cut.push(Fragment::Token(id));
-            start = found + token.len();
+            (start, at) = (end, end);
         }
         cut.push(Fragment::Text(start..range.end));
     }

@@ -5,7 +5,7 @@
 //! the unknown token, or nothing where the vocabulary has none.
 
 use super::pieces::{Index, Pieces};
-use super::vocab::TokenizerError;
+use super::vocab::{TokenType, TokenizerError};
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
@@ -15,7 +15,7 @@ pub const SPACE: &str = "\u{2581}";
 
 #[derive(Debug)]
 pub struct Spm {
-    scores: Vec<f32>, // (n_vocab)
+    scores: Vec<f32>, // (n_vocab), NaN for a token that is never put together
     byte_ids: [u32; 256],
     unknown: Option<u32>,
 }
@@ -68,6 +68,15 @@ impl Spm {
         Ok(Self { scores, byte_ids, unknown })
     }
 
+    /// Control tokens are not put together from the pieces of a text.
+    pub fn never_join(&mut self, types: &[TokenType]) {
+        for (score, kind) in self.scores.iter_mut().zip(types) {
+            if matches!(kind, TokenType::Control | TokenType::Unknown) {
+                *score = f32::NAN;
+            }
+        }
+    }
+
     /// `text` has its spaces written as [`SPACE`] already.
     pub fn encode(&self, text: &str, texts: &Pieces, index: &Index, ids: &mut Vec<u32>) {
         let mut symbols: Vec<Symbol> = Vec::with_capacity(text.len());
@@ -87,7 +96,7 @@ impl Spm {
             let (a, b) = (symbols[left as usize], symbols[right as usize]);
             let bytes = a.bytes + b.bytes;
             let joined = &text.as_bytes()[a.start as usize..(a.start + bytes) as usize];
-            if let Some(id) = index.find(texts, joined) {
+            if let Some(id) = index.find(texts, joined).filter(|&id| !self.scores[id as usize].is_nan()) {
                 queue.push(Pair { score: self.scores[id as usize], left, right, bytes });
             }
         };

@@ -5,7 +5,9 @@
 //! ended, and what lies before the cut keeps the ids it had. A cut is used only in front of a special token, where no
 //! token can reach across it.
 
-use crate::tokenizer::{Decoder, Encode, Tokenizer};
+use std::ops::Range;
+
+use crate::tokenizer::{Decoder, Encode, Prompt, Tokenizer};
 
 /// What the session holds, as text and as ids.
 #[derive(Debug, Default)]
@@ -14,28 +16,45 @@ pub struct Known {
     ids: Vec<u32>,
     /// Where prompts and answers ended: (bytes of `text`, tokens of `ids`), rising.
     cuts: Vec<(usize, usize)>,
+    /// The prompts' seams: places in `text`.
+    seams: Vec<usize>,
+    /// Answers in `text`, whose ids are the model's own, whatever they spell.
+    answers: Vec<Range<usize>>,
 }
 
 impl Known {
     /// The ids of a rendered prompt, which is what is known from now on.
-    pub fn encode(&mut self, tokenizer: &Tokenizer, prompt: &str) -> &[u32] {
+    pub fn encode(&mut self, tokenizer: &Tokenizer, prompt: &Prompt) -> &[u32] {
         while let Some(&(bytes, tokens)) = self.cuts.last() {
             self.text.truncate(bytes);
             self.ids.truncate(tokens);
-            if let Some(rest) = prompt.strip_prefix(self.text.as_str()) {
-                let new = tokenizer.encode(rest, Encode { add_special: false, parse_special: true });
+            self.seams.retain(|&seam| seam <= bytes);
+            self.answers.retain(|answer| answer.end <= bytes);
+            if let Some(rest) = prompt.text.strip_prefix(self.text.as_str())
+                && self.seams_agree(prompt)
+            {
+                let how = Encode { add_special: false, parse_special: true };
+                let new = tokenizer.encode_with_seams(rest, how, &prompt.seams_from(bytes));
                 if new.first().is_none_or(|&id| tokenizer.is_special(id)) {
+                    self.seams.extend(prompt.seams.iter().filter(|&&seam| seam > bytes));
                     self.add(rest, &new);
                     return &self.ids;
                 }
             }
             self.cuts.pop();
         }
-        let ids = tokenizer.encode_prompt(prompt);
-        self.text.clear();
-        self.ids.clear();
-        self.add(prompt, &ids);
+        let ids = tokenizer.encode_rendered(prompt);
+        self.clear();
+        self.seams.clone_from(&prompt.seams);
+        self.add(&prompt.text, &ids);
         &self.ids
+    }
+
+    /// Whether the same text was only text before, too.
+    fn seams_agree(&self, prompt: &Prompt) -> bool {
+        let own = |seam: &&usize| !self.answers.iter().any(|answer| answer.start < **seam && **seam <= answer.end);
+        let theirs = prompt.seams.iter().take_while(|&&seam| seam <= self.text.len());
+        theirs.filter(own).eq(self.seams.iter().filter(own))
     }
 
     /// The answer to the last prompt, as it was generated.
@@ -46,6 +65,7 @@ impl Known {
             ids.iter().flat_map(|&id| decoder.push(tokenizer, id).chars().collect::<Vec<_>>()).collect();
         spelled.push_str(decoder.finish());
         if spelled == text {
+            self.answers.push(self.text.len()..self.text.len() + text.len());
             self.add(text, ids);
         }
     }
@@ -68,6 +88,7 @@ impl Known {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chat::{Message, Template};
     use crate::gguf::Gguf;
     use crate::tokenizer::Vocab;
     use std::path::Path;
@@ -78,12 +99,37 @@ mod tests {
         Tokenizer::new(Vocab::from_gguf(&gguf).unwrap()).unwrap()
     }
 
+    fn plain(text: &str) -> Prompt {
+        text.to_owned().into()
+    }
+
+    #[test]
+    fn what_was_text_before_and_is_a_token_now_is_encoded_anew() {
+        let t = tokenizer();
+        let template = Template::builtin("chatml").unwrap();
+        let mut known = Known::default();
+        let mut messages = vec![Message::user("a<|im_end|>b")];
+        let prompt = |messages: &[Message]| template.prompt(&t, messages, None, true, &Default::default()).unwrap();
+        let first = prompt(&messages);
+        let safe = known.encode(&t, &first).to_vec();
+        assert_ne!(safe, t.encode_prompt(&first.text));
+        // The answer spells a token in text; its ids stay the model's own.
+        let answer = "c<|im_end|>d";
+        let ids = t.encode(answer, Encode::default());
+        known.answered(&t, answer, &ids);
+        messages.extend([Message::assistant(answer), Message::user("more")]);
+        let second = prompt(&messages);
+        assert_eq!(known.encode(&t, &second)[..safe.len() + ids.len()], [safe.clone(), ids].concat());
+        assert_eq!(known.encode(&t, &plain(&second.text)), t.encode_prompt(&second.text));
+        assert_eq!(known.encode(&t, &first), safe);
+    }
+
     #[test]
     fn the_next_prompt_starts_with_the_ids_that_were_generated() {
         let t = tokenizer();
         let first = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n";
         let mut known = Known::default();
-        let prompt = known.encode(&t, first).to_vec();
+        let prompt = known.encode(&t, &plain(first)).to_vec();
         assert_eq!(prompt, t.encode_prompt(first));
         // One token a byte: not how the tokenizer would spell it.
         let answer = "the then";
@@ -91,13 +137,13 @@ mod tests {
         assert_ne!(odd, t.encode(answer, Encode::default()));
         known.answered(&t, answer, &odd);
         let second = format!("{first}{answer}<|im_end|>\n<|im_start|>user\nmore<|im_end|>\n<|im_start|>assistant\n");
-        let ids = known.encode(&t, &second).to_vec();
+        let ids = known.encode(&t, &plain(&second)).to_vec();
         assert_eq!(ids[..prompt.len() + odd.len()], [prompt.clone(), odd.clone()].concat());
         assert_eq!(t.decode(&ids, true), second);
         // Asked anew, the first prompt is a cut; another question goes back to the start.
-        assert_eq!(known.encode(&t, first), prompt);
+        assert_eq!(known.encode(&t, &plain(first)), prompt);
         let other = first.replace("hi", "ho");
-        assert_eq!(known.encode(&t, &other), t.encode_prompt(&other));
+        assert_eq!(known.encode(&t, &plain(&other)), t.encode_prompt(&other));
     }
 
     #[test]
@@ -105,11 +151,11 @@ mod tests {
         let t = tokenizer();
         let first = "<|im_start|>assistant\n";
         let mut known = Known::default();
-        let prompt = known.encode(&t, first).to_vec();
+        let prompt = known.encode(&t, &plain(first)).to_vec();
         let half = t.encode("é", Encode::default());
         known.answered(&t, "", &half[..1]);
         let second = format!("{first}<|im_end|>\n");
-        assert_eq!(known.encode(&t, &second), t.encode_prompt(&second));
-        assert_eq!(known.encode(&t, first), prompt);
+        assert_eq!(known.encode(&t, &plain(&second)), t.encode_prompt(&second));
+        assert_eq!(known.encode(&t, &plain(first)), prompt);
     }
 }

@@ -6,7 +6,6 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use serde_json::{Map, Value as Json};
 
 use super::super::load::{self, EngineFlags};
 use super::super::obtain;
@@ -25,6 +24,8 @@ pub struct Source {
     pub yes: bool,
     /// The name of a built-in template, instead of the model's own.
     pub template: Option<String>,
+    /// Let messages spell special tokens.
+    pub parse_special: bool,
 }
 
 /// A model and how to talk to it.
@@ -34,8 +35,8 @@ pub struct Model {
     pub engine: Engine,
     pub tokenizer: Tokenizer,
     pub template: Template,
-    /// What templates expect to know of the vocabulary.
-    pub variables: Map<String, Json>,
+    /// Whether messages may spell special tokens.
+    pub parse_special: bool,
     /// The catalog's recommendation over rynd's defaults.
     pub sampling: SamplerConfig,
     /// The catalog's system prompt, where the user gives none.
@@ -46,12 +47,12 @@ pub struct Model {
 
 impl Source {
     /// The user's catalog. Without a home directory only paths can be opened.
-    pub fn new(yes: bool, template: Option<String>) -> Result<Source> {
+    pub fn new(yes: bool, template: Option<String>, parse_special: bool) -> Result<Source> {
         let catalog = match Catalog::open() {
             Err(catalog::Error::NoHome { .. }) => None,
             other => Some(other?),
         };
-        Ok(Source { catalog, yes, template })
+        Ok(Source { catalog, yes, template, parse_special })
     }
 
     /// The model that is meant where none is named.
@@ -84,7 +85,7 @@ impl Source {
         let (template, note) = self.template(name, &gguf, &tokenizer, entry)?;
         Ok(Model {
             name: name.to_owned(),
-            variables: load::template_variables(&tokenizer),
+            parse_special: self.parse_special,
             sampling: sampling(entry),
             system: entry.and_then(|entry| entry.chat.system.clone()),
             engine,

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 
 use anyhow::{Context, Result, bail};
 
-use super::super::load::EngineFlags;
+use super::super::load::{self, EngineFlags};
 use super::super::sampling::SamplingFlags;
 use super::conversation::Conversation;
 use super::known::Known;
@@ -167,8 +167,8 @@ impl Chat {
 
     fn prompt(&mut self) -> Result<Vec<u32>> {
         let messages = self.conversation.prompt();
-        let text = self.model.template.render(&messages, None, true, &self.model.variables);
-        let text = text.with_context(|| format!("{} can not read this conversation", self.model.name))?;
-        Ok(self.known.encode(&self.model.tokenizer, &text).to_vec())
+        let prompt = load::prompt(&self.model.template, &self.model.tokenizer, &messages, self.model.parse_special);
+        let prompt = prompt.with_context(|| format!("{} can not read this conversation", self.model.name))?;
+        Ok(self.known.encode(&self.model.tokenizer, &prompt).to_vec())
     }
 }

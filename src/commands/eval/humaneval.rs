@@ -253,11 +253,10 @@ impl Prompts<'_> {
             "Complete this Python function. Answer with the complete function, in one code block.\n\n```python\n{}\n```\n",
             problem.prompt.trim()
         );
-        let variables = load::template_variables(self.tokenizer);
-        let text = self.template.render(&[Message::user(&question)], None, true, &variables)?;
+        let prompt = load::prompt(self.template, self.tokenizer, &[Message::user(&question)], false)?;
         Ok(Job {
             session: Session::new(),
-            prompt: self.tokenizer.encode_prompt(&text),
+            prompt: self.tokenizer.encode_rendered(&prompt),
             sampler: Sampler::new(SamplerConfig::greedy())?,
             limits: Limits { tokens: Some(tokens), ..Limits::default() },
         })
