@@ -10,6 +10,7 @@ mod marks;
 mod message;
 mod python;
 mod template;
+pub mod tools;
 
 pub use error::ChatError;
 pub use message::{Content, FunctionCall, Message, ToolCall};
