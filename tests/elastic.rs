@@ -19,7 +19,7 @@ use rynd::engine::{
 };
 use rynd::experts::Standing;
 use rynd::gpu::room;
-use rynd::plan::{Op, PAGE_TOKENS};
+use rynd::plan::{self, Op, PAGE_TOKENS};
 
 const MODEL: &str = "qwen3moe_long";
 const CONTEXT: usize = 640;
@@ -280,7 +280,7 @@ fn a_device_with_less_memory_than_planned_gives_up_more_slots() {
     };
     let (mut gpu, mut cpu) = (load(MODEL, &config), reference_engine(1));
     let experts = |op: &Op| match op {
-        Op::Experts { gate, .. } => cpu.plan().weight(*gate).experts,
+        Op::Experts(plan::Experts { gate, .. }) => cpu.plan().weight(*gate).experts,
         _ => 0,
     };
     let all: usize = cpu.plan().steps.iter().map(|step| experts(&step.op)).sum();

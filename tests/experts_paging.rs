@@ -24,7 +24,7 @@ use rynd::experts::tier::{Ram, Tiers};
 use rynd::experts::{Capacity, Named, Policy, Pools, Setup, Speeds, Trace, Window, replay};
 use rynd::gguf::Gguf;
 use rynd::gpu::room;
-use rynd::plan::{Op, PAGE_TOKENS, Side, Step};
+use rynd::plan::{self, Op, PAGE_TOKENS, Side, Step};
 
 /// Three devices on the one adapter, for all tests of this process.
 fn copies() {
@@ -48,7 +48,7 @@ fn paged(slots: &[usize], probe: Probe) -> Option<EngineConfig> {
 fn entries(model: &str) -> usize {
     let engine = load(model, &exact());
     let experts = |op: &Op| match op {
-        Op::Experts { gate, .. } => engine.plan().weight(*gate).experts,
+        Op::Experts(plan::Experts { gate, .. }) => engine.plan().weight(*gate).experts,
         _ => 0,
     };
     engine.plan().steps.iter().map(|step| experts(&step.op)).sum()
@@ -102,7 +102,7 @@ fn experts_of_layers_on_the_cpu_run_on_the_gpus_that_hold_them() {
             let Some(config) = paged(&slots, Probe { random_fill: Some(4), ..waiting() }) else { return };
             let config = one_layer(config);
             let engine = load(model, &config);
-            let experts = engine.plan().steps.iter().filter(|step| matches!(step.op, Op::Experts { .. }));
+            let experts = engine.plan().steps.iter().filter(|step| matches!(step.op, Op::Experts(_)));
             let (on_cpu, on_gpus): (Vec<&Step>, Vec<&Step>) = experts.partition(|step| step.side == Side::Cpu);
             assert!(!on_cpu.is_empty() && on_gpus.len() == 1);
             drop(engine);
@@ -161,7 +161,7 @@ fn expert_bytes(model: &str) -> u64 {
     let engine = load(model, &exact());
     let plan = engine.plan();
     let bytes = |op: &Op| match op {
-        Op::Experts { gate, up, down, .. } => {
+        Op::Experts(plan::Experts { gate, up, down, .. }) => {
             let one: usize = [gate, up, down].iter().map(|id| plan.weight(**id).expert_bytes()).sum();
             (plan.weight(*gate).experts * one) as u64
         }

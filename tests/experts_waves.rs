@@ -17,7 +17,7 @@ use rynd::engine::{
 use rynd::experts::tier::{Ram, Tiers};
 use rynd::experts::waves::WaveRates;
 use rynd::gpu::{AdapterReport, expert_slot_bytes, room};
-use rynd::plan::{Op, PAGE_TOKENS, WeightId};
+use rynd::plan::{self, Op, PAGE_TOKENS, WeightId};
 
 const MODEL: &str = "qwen3moe";
 /// Experts of both layers.
@@ -212,7 +212,7 @@ fn what_lies_in_the_ram_tier_passes_and_the_rest_is_read_by_the_cpu() {
     let plan = engine.plan();
     let bytes = |id: &WeightId| plan.weight(*id).experts as u64 * plan.weight(*id).expert_bytes() as u64;
     let of = |op: &Op| match op {
-        Op::Experts { gate, up, down, .. } => [gate, up, down].into_iter().map(bytes).sum(),
+        Op::Experts(plan::Experts { gate, up, down, .. }) => [gate, up, down].into_iter().map(bytes).sum(),
         _ => 0_u64,
     };
     let all: u64 = plan.steps.iter().map(|step| of(&step.op)).sum();
@@ -316,5 +316,5 @@ fn waves_have_room_where_they_pay() {
 }
 
 fn experts_step(engine: &Engine) -> usize {
-    engine.plan().steps.iter().position(|step| matches!(step.op, Op::Experts { .. })).unwrap()
+    engine.plan().steps.iter().position(|step| matches!(step.op, Op::Experts(_))).unwrap()
 }

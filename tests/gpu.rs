@@ -10,7 +10,7 @@ mod gpu_case;
 use gpu_case::{Case, Setting, nmse};
 use rynd::backend::{Backend, Env, KvFormat, Phase, Seq, Token};
 use rynd::gpu::{Handicap, Layout};
-use rynd::plan::{Activation, Gating, Heads, Norm, Op, Part, RopeLayout, RopeScaling, RopeTable, Slot};
+use rynd::plan::{self, Activation, Heads, Norm, Op, Part, RopeLayout, RopeScaling, RopeTable, Routing, Slot};
 use rynd_quant::Format;
 
 /// Largest NMSE between two executors in f32.
@@ -48,7 +48,7 @@ fn linear(format: Format, k: usize, n: usize, features: [bool; 3]) -> (Case, Slo
     if add {
         case.set_input(part.out);
     }
-    case.push(Op::Linear { x, norm, parts: vec![part], add });
+    case.push(Op::Linear(plan::Linear { x, norm, parts: vec![part], add }));
     (case, part.out)
 }
 
@@ -159,7 +159,7 @@ fn a_projection_of_several_parts_writes_each() {
             let norm = norm(&mut case, 256);
             let parts: Vec<Part> =
                 parts.iter().enumerate().map(|(i, &(f, n))| part(&mut case, f, 256, n, i != 1)).collect();
-            case.push(Op::Linear { x, norm: Some(norm), parts: parts.clone(), add: false });
+            case.push(Op::Linear(plan::Linear { x, norm: Some(norm), parts: parts.clone(), add: false }));
             for part in parts {
                 case.check(&format!("part of {tokens} tokens"), part.out, tokens, CLOSE);
             }
@@ -172,7 +172,7 @@ fn gated(gate: Format, up: Format, k: usize, ff: usize, act: Activation, normed:
     let x = case.input(k);
     let norm = normed.then(|| norm(&mut case, k));
     let (gate, up, out) = (case.weight(gate, &[k, ff]), case.weight(up, &[k, ff]), case.slot(ff));
-    case.push(Op::GatedUp { x, norm, gate, up, act, out });
+    case.push(Op::GatedUp(plan::GatedUp { x, norm, gate, up, act, out }));
     (case, out)
 }
 
@@ -200,7 +200,7 @@ fn norms_alone_and_added() {
             if add {
                 case.set_input(out);
             }
-            case.push(Op::RmsNorm { x, norm, out, add });
+            case.push(Op::RmsNorm(plan::RmsNorm { x, norm, out, add }));
             case.check(&format!("norm of {n}, add {add}"), out, 3, CLOSE);
         }
     }
@@ -215,7 +215,7 @@ fn embeddings_of_every_format_and_over_banks() {
             let table = case.weight(format, &[k, 301]);
             case.vocab = 301;
             let out = case.slot(k);
-            case.push(Op::Embed { table, scale: 1.5, out });
+            case.push(Op::Embed(plan::Embed { table, scale: 1.5, out }));
             let setting = Setting { handicap: Handicap { binding_bytes, ..Handicap::default() }, ..Setting::default() };
             case.check_with(&format!("embedding in {format}"), out, 7, CLOSE, &setting);
         }
@@ -231,8 +231,13 @@ fn wanted_rows_are_taken_and_their_logits_come_back_in_rounds() {
         let norm = norm(&mut case, 64);
         let weight = case.weight(Format::Q8_0, &[64, 600]);
         let out = case.taken_slot(600);
-        case.push(Op::TakeRows { x, out: taken });
-        case.push(Op::Linear { x: taken, norm: Some(norm), parts: vec![Part { weight, bias: None, out }], add: false });
+        case.push(Op::TakeRows(plan::TakeRows { x, out: taken }));
+        case.push(Op::Linear(plan::Linear {
+            x: taken,
+            norm: Some(norm),
+            parts: vec![Part { weight, bias: None, out }],
+            add: false,
+        }));
         case.logits = Some(out);
         // 32 KiB hold 13 rows of logits.
         for binding_bytes in [None, Some(64 << 10)] {
@@ -251,8 +256,13 @@ fn the_largest_logit_of_each_wanted_row_is_found_without_reading_the_others() {
         let taken = case.taken_slot(32);
         let weight = case.weight(Format::Q8_0, &[32, vocab]);
         let out = case.taken_slot(vocab);
-        case.push(Op::TakeRows { x, out: taken });
-        case.push(Op::Linear { x: taken, norm: None, parts: vec![Part { weight, bias: None, out }], add: false });
+        case.push(Op::TakeRows(plan::TakeRows { x, out: taken }));
+        case.push(Op::Linear(plan::Linear {
+            x: taken,
+            norm: None,
+            parts: vec![Part { weight, bias: None, out }],
+            add: false,
+        }));
         (case.logits, case.vocab) = (Some(out), vocab);
         // The rows of 70,001 logits come in rounds when a binding holds fewer.
         let handicap = Handicap { binding_bytes: Some(1 << 20), ..Handicap::default() };
@@ -322,9 +332,9 @@ impl AttentionCase {
         let rope = (self.rope_dims > 0)
             .then(|| case.rope(RopeTable::new(self.layout, self.rope_dims, 1e4, RopeScaling::None, None)));
         let out = case.slot(heads * head_dim);
-        case.push(Op::RopeStore { q, k, v, heads: self.heads, q_norm, k_norm, rope, kv });
+        case.push(Op::RopeStore(plan::RopeStore { q, k, v, heads: self.heads, q_norm, k_norm, rope, kv }));
         let scale = 1.0 / (head_dim as f32).sqrt();
-        case.push(Op::Attention { q, heads: self.heads, kv, scale, window: self.window, out });
+        case.push(Op::Attention(plan::Attention { q, heads: self.heads, kv, scale, window: self.window, out }));
         (case, out)
     }
 }
@@ -384,7 +394,12 @@ fn router(experts: usize, used: usize, normalize: bool) -> (Case, Slot) {
     let x = case.input(64);
     let weight = case.weight(Format::F32, &[64, experts]);
     let picks = case.slot(2 * used);
-    case.push(Op::Router { x, weight, used, gating: Gating::Softmax, normalize, scale: 1.5, picks });
+    case.push(Op::Router(plan::Router {
+        x,
+        weight,
+        routing: Routing { normalize, scale: 1.5, ..Routing::softmax(used) },
+        picks,
+    }));
     (case, picks)
 }
 
@@ -426,8 +441,8 @@ fn experts(formats: [Format; 3], [n, ff, experts, used]: [usize; 4]) -> (Case, S
     let gate = case.weight(formats[0], &[n, ff, experts]);
     let up = case.weight(formats[1], &[n, ff, experts]);
     let down = case.weight(formats[2], &[ff, n, experts]);
-    case.push(Op::Router { x, weight: router, used, gating: Gating::Softmax, normalize: true, scale: 1.0, picks });
-    case.push(Op::Experts { x, picks, used, gate, up, down, act: Activation::Silu, out });
+    case.push(Op::Router(plan::Router { x, weight: router, routing: Routing::softmax(used), picks }));
+    case.push(Op::Experts(plan::Experts { x, picks, used, gate, up, down, act: Activation::Silu, out }));
     (case, out)
 }
 

@@ -13,7 +13,7 @@ use header::{Header, attention, more_bits, qwen_coder_30b};
 use rynd::engine::{Engine, EngineConfig, GpuChoice, Session, Side};
 use rynd::gguf::Gguf;
 use rynd::gpu::{Handicap, dispatches, room};
-use rynd::plan::{Op, Plan, Stage, stages};
+use rynd::plan::{self, Op, Plan, Stage, stages};
 use rynd_quant::Format;
 
 /// Dispatches of one token, told from the plan.
@@ -58,8 +58,8 @@ fn bytes_once(plan: &Plan) -> u64 {
             let weight = plan.weight(id);
             let all = room::weight_bytes(weight);
             match op {
-                Op::Embed { .. } => all / weight.rows as u64,
-                Op::Experts { used, .. } => all / weight.experts as u64 * *used as u64,
+                Op::Embed(_) => all / weight.rows as u64,
+                Op::Experts(plan::Experts { used, .. }) => all / weight.experts as u64 * *used as u64,
                 _ => all,
             }
         })

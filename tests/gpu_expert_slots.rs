@@ -11,7 +11,7 @@ use gpu_case::{Case, Random, device, nmse, nmse_added};
 use rynd::backend::{Backend, Env, KvFormat, Phase, Seq, Token};
 use rynd::cpu::Cpu;
 use rynd::gpu::{ExpertUploader, Gpu, GpuConfig, Handicap, NO_SLOT, SlotPool, expert_slot_bytes};
-use rynd::plan::{Activation, Gating, Op, Slot, WeightId};
+use rynd::plan::{self, Activation, Op, Routing, Slot, WeightId};
 use rynd_quant::Format;
 
 const CLOSE: f64 = 1e-6;
@@ -37,8 +37,8 @@ fn mixture(formats: [Format; 3], [n, ff, experts, used]: [usize; 4]) -> Mixture 
         let picks = case.slot(2 * used);
         let [gate, up] = [0, 1].map(|i| case.weight(formats[i], &[n, ff, experts]));
         let down = case.weight(formats[2], &[ff, n, experts]);
-        case.push(Op::Router { x, weight, used, gating: Gating::Softmax, normalize: true, scale: 1.0, picks });
-        case.push(Op::Experts { x, picks, used, gate, up, down, act: Activation::Silu, out });
+        case.push(Op::Router(plan::Router { x, weight, routing: Routing::softmax(used), picks }));
+        case.push(Op::Experts(plan::Experts { x, picks, used, gate, up, down, act: Activation::Silu, out }));
         layers.push((picks, [gate, up, down]));
     }
     let [a, b] = [layers[0], layers[1]];
@@ -335,7 +335,7 @@ fn pools_say_what_they_can_not_hold() {
     let gate = mixed.weight(Format::Q4_K, &[256, 256, 2]);
     let up = mixed.weight(Format::Q6_K, &[256, 256, 2]);
     let down = mixed.weight(Format::Q6_K, &[256, 256, 2]);
-    mixed.push(Op::Experts { x, picks, used: 1, gate, up, down, act: Activation::Silu, out: x });
+    mixed.push(Op::Experts(plan::Experts { x, picks, used: 1, gate, up, down, act: Activation::Silu, out: x }));
     assert!(expert_slot_bytes(mixed.weights().plan(), 0).unwrap_err().to_string().contains("can not share a kernel"));
 }
 

@@ -6,7 +6,7 @@ mod header;
 
 use header::{Header, attention, more_bits, qwen_coder_30b};
 use rynd::models::{self, RopeOverride};
-use rynd::plan::{KvId, Op, Plan, Room, Side, Sides, Stage, WeightId, place, stages};
+use rynd::plan::{Memory, Op, Plan, Room, Side, Sides, Stage, WeightId, place, stages};
 use rynd_quant::Format;
 
 const CPU: Side = Side::Cpu;
@@ -35,8 +35,14 @@ fn dense() -> Plan {
 
 /// Every weight is one byte and every cache ten, so that budgets count weights.
 fn fit(plan: &Plan, gpus: &[u64], gpu_layers: Option<usize>, spread: bool, experts_on_cpu: bool) -> Sides {
-    let room =
-        Room { gpus, gpu_layers, cache_bytes: &|_: KvId| 10, weight_bytes: &|_: WeightId| 1, experts_on_cpu, spread };
+    let room = Room {
+        gpus,
+        gpu_layers,
+        memory_bytes: &|_: Memory| 10,
+        weight_bytes: &|_: WeightId| 1,
+        experts_on_cpu,
+        spread,
+    };
     Sides::fit(plan, &room)
 }
 
@@ -143,11 +149,11 @@ fn a_boundary_is_one_move_and_one_side_is_none() {
 #[test]
 fn what_a_gpu_refuses_runs_on_the_cpu_between_moves() {
     let plan = dense();
-    let refuses = |op: &Op| matches!(op, Op::RopeStore { .. } | Op::Attention { .. });
+    let refuses = |op: &Op| matches!(op, Op::RopeStore(_) | Op::Attention(_));
     let placed = place(&plan, &Sides::all(&plan, GPU[0]), &refuses);
     for step in &placed.steps {
-        let on_cpu = matches!(step.op, Op::RopeStore { .. } | Op::Attention { .. });
-        assert_eq!(step.side == CPU, on_cpu || (matches!(step.op, Op::Move { .. }) && step.side == CPU));
+        let on_cpu = matches!(step.op, Op::RopeStore(_) | Op::Attention(_));
+        assert_eq!(step.side == CPU, on_cpu || (matches!(step.op, Op::Move(_)) && step.side == CPU));
     }
     // Queries, keys and values down, what they became up, in each layer.
     let down = moves(&placed).iter().filter(|m| **m == (GPU[0], CPU)).count();
@@ -157,4 +163,36 @@ fn what_a_gpu_refuses_runs_on_the_cpu_between_moves() {
     let names =
         |plan: &Plan| -> Vec<&str> { plan.steps.iter().map(|s| s.op.name()).filter(|name| *name != "move").collect() };
     assert_eq!(names(&placed), names(&plan));
+}
+
+#[test]
+fn who_shares_a_cache_with_what_a_gpu_refuses_stays_with_it() {
+    let plan = dense();
+    let refuses = |op: &Op| matches!(op, Op::Attention(_));
+    let placed = place(&plan, &Sides::all(&plan, GPU[0]), &refuses);
+    let sides = |kind: fn(&Op) -> bool| -> Vec<Side> {
+        placed.steps.iter().filter(|step| kind(&step.op)).map(|step| step.side).collect()
+    };
+    assert_eq!(sides(|op| matches!(op, Op::RopeStore(_))), vec![CPU; plan.layers]);
+    assert_eq!(
+        sides(|op| matches!(op, Op::Linear(_))),
+        vec![GPU[0]; placed.steps.iter().filter(|s| matches!(s.op, Op::Linear(_))).count()]
+    );
+}
+
+#[test]
+fn mixtures_are_found_where_placement_has_put_them() {
+    let plan = experts();
+    assert!(!plan.mixtures.is_empty() && dense().mixtures.is_empty());
+    let mut sides = Sides::all(&plan, GPU[0]);
+    sides.experts = Some(CPU);
+    let placed = place(&plan, &sides, &|_| false);
+    assert_eq!(placed.mixtures.len(), plan.mixtures.len());
+    for (mixture, before) in placed.mixtures.iter().zip(&plan.mixtures) {
+        assert_eq!(placed.steps[mixture.router_at].op, Op::Router(before.router));
+        assert_eq!(placed.steps[mixture.experts_at].op, Op::Experts(before.experts));
+        assert_eq!((mixture.layer, mixture.side), (before.layer, CPU));
+        // The experts' input and the picks moved in between.
+        assert!(mixture.experts_at > before.experts_at);
+    }
 }

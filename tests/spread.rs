@@ -18,7 +18,7 @@ use std::time::Instant;
 
 use golden_case::{argmax, exact, gpu_options};
 use rynd::engine::{Engine, EngineConfig, ExpertOptions, GpuChoice, GpuOptions, Listing, Probe, Session, Wanted};
-use rynd::plan::Op;
+use rynd::plan::{self, Op};
 use rynd::tokenizer::{Encode, Tokenizer, Vocab};
 
 /// Prose: what comes next is often open, so that gaps are small.
@@ -106,7 +106,7 @@ fn ids_are_the_exact_ones_wherever_the_gap_is_larger_than_what_int8_moves() {
     let (logits, engine) = decode(&EngineConfig { exact: true, ..rounding() }, POSITIONS);
     let exact: Vec<Position> = logits.iter().map(|logits| Position::new(logits)).collect();
     let experts = |op: &Op| match op {
-        Op::Experts { gate, .. } => engine.plan().weight(*gate).experts,
+        Op::Experts(plan::Experts { gate, .. }) => engine.plan().weight(*gate).experts,
         _ => 0,
     };
     let all: usize = engine.plan().steps.iter().map(|step| experts(&step.op)).sum();

@@ -15,7 +15,7 @@ use rynd::experts::store::PastSlots;
 use rynd::experts::tier::{Ram, Tier, Tiers};
 use rynd::gguf::Gguf;
 use rynd::models::RopeOverride;
-use rynd::plan::Op;
+use rynd::plan::{self, Op};
 use rynd::weights::Weights;
 use serde_json::Value;
 
@@ -49,7 +49,7 @@ fn sizes(engine: &Engine) -> [u64; 2] {
     let plan = engine.plan();
     let mut sizes = [0; 2];
     for step in &plan.steps {
-        if let Op::Experts { used, gate, up, down, .. } = step.op {
+        if let Op::Experts(plan::Experts { used, gate, up, down, .. }) = step.op {
             let bytes: usize = [gate, up, down].iter().map(|id| plan.weight(*id).expert_bytes()).sum();
             sizes[0] += (used * bytes) as u64;
             sizes[1] += (plan.weight(gate).experts * bytes) as u64;

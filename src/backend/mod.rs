@@ -62,7 +62,7 @@ pub struct Env<'a> {
     pub seqs: &'a [Seq<'a>],
 }
 
-/// In the ids of `Op::Router`'s picks: another executor computes this expert.
+/// In the ids of a router's picks: another executor computes this expert.
 pub const ELSEWHERE: u32 = u32::MAX;
 
 impl<'a> Seq<'a> {

@@ -5,24 +5,20 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-use crate::plan::{Op, Plan, WeightId};
+use crate::plan::{Plan, WeightId};
 
 /// The picks of one run.
 #[derive(Debug)]
 pub struct PickLog {
     ordinals: HashMap<WeightId, usize>, // router -> mixture layer
-    layers: Mutex<Vec<Vec<f32>>>,       // by mixture layer: (t, 2 * used), as `Op::Router` describes
+    layers: Mutex<Vec<Vec<f32>>>,       // by mixture layer: (t, 2 * used), as `plan::Router` describes
 }
 
 impl PickLog {
     /// An empty log for the routers of a plan.
     pub fn new(plan: &Plan) -> PickLog {
-        let routers = plan.steps.iter().filter_map(|step| match step.op {
-            Op::Router { weight, .. } => Some(weight),
-            _ => None,
-        });
-        let ordinals: HashMap<WeightId, usize> = routers.enumerate().map(|(i, router)| (router, i)).collect();
-        PickLog { layers: Mutex::new(vec![vec![]; ordinals.len()]), ordinals }
+        let ordinals = plan.mixtures.iter().zip(0..).map(|(mixture, at)| (mixture.router.weight, at)).collect();
+        PickLog { layers: Mutex::new(vec![vec![]; plan.mixtures.len()]), ordinals }
     }
 
     /// Takes a router's output for all tokens of the run.

@@ -10,7 +10,7 @@ use rynd_quant::attention::PAGE;
 use super::kv::{KvCache, Widened};
 use super::threads::Worker;
 use super::{Cpu, Run};
-use crate::plan::{Heads, Norm, RopeId, RopeLayout, Slot};
+use crate::plan::{Attention, Heads, Norm, RopeLayout, RopeStore};
 
 /// Query rows of a tile, at most (tokens times heads of a group, unless one token has more).
 const TILE_ROWS: usize = 48;
@@ -46,18 +46,10 @@ fn tiles(run: &Run, most: usize) -> Vec<Tile> {
 }
 
 impl Cpu {
-    /// `Op::RopeStore`.
-    pub(super) fn rope_store(
-        &self,
-        run: &Run,
-        w: &Worker,
-        [q, k, v]: [Slot; 3],
-        heads: Heads,
-        [q_norm, k_norm]: [Option<Norm>; 2],
-        rope: Option<RopeId>,
-        kv: &KvCache,
-    ) {
-        let d = heads.head_dim;
+    /// `plan::RopeStore`.
+    pub(super) fn rope_store(&self, run: &Run, w: &Worker, op: &RopeStore) {
+        let &RopeStore { q, k, v, heads, q_norm, k_norm, rope, kv } = op;
+        let (d, kv) = (heads.head_dim, self.cache(kv));
         let t = run.env.tokens.len();
         let per_token = heads.heads + heads.kv_heads;
         let worker = self.worker(w);
@@ -111,18 +103,9 @@ impl Cpu {
         }
     }
 
-    /// `Op::Attention`.
-    pub(super) fn attention(
-        &self,
-        run: &Run,
-        w: &Worker,
-        q: Slot,
-        heads: Heads,
-        kv: &KvCache,
-        scale: f32,
-        window: Option<u32>,
-        out: Slot,
-    ) {
+    /// `plan::Attention`.
+    pub(super) fn attention(&self, run: &Run, w: &Worker, op: &Attention) {
+        let &Attention { heads, kv, window, .. } = op;
         let group = heads.heads / heads.kv_heads;
         let tiles = tiles(run, (TILE_ROWS / group).max(1));
         let items = tiles.len() * heads.kv_heads;
@@ -133,7 +116,7 @@ impl Cpu {
         } else {
             (2 * w.team()).div_ceil(items).min(seen_pages.div_ceil(SPLIT_PAGES)).max(1)
         };
-        let task = Task { run, q, heads, kv, scale, window, out, splits, group };
+        let task = Task { run, op, kv: self.cache(kv), splits, group };
         let worker = self.worker(w);
         // The last tiles see the longest context: they go first.
         w.chunks(items * splits, 1, |range| {
@@ -150,20 +133,20 @@ impl Cpu {
 
     /// One tile of tokens, one key-value head, one part of the context.
     fn attend(&self, task: &Task, tile: Tile, head: usize, split: usize, buffers: &mut Buffers) {
-        let d = task.heads.head_dim;
+        let d = task.op.heads.head_dim;
         let group = task.group;
         let rows = tile.tokens * group;
         let tokens = &task.run.env.tokens[tile.first..tile.first + tile.tokens];
         buffers.q.resize(rows * d, 0.0);
         buffers.s.resize(rows * PAGE, 0.0);
         for row in 0..rows {
-            let at = ((tile.first + row / group) * task.heads.heads + head * group + row % group) * d;
+            let at = ((tile.first + row / group) * task.op.heads.heads + head * group + row % group) * d;
             // SAFETY: phase contract; q is only read in this step.
-            let q = unsafe { self.buffer(task.q).get(at..at + d) };
-            buffers.q[row * d..(row + 1) * d].iter_mut().zip(q).for_each(|(to, x)| *to = x * task.scale);
+            let q = unsafe { self.buffer(task.op.q).get(at..at + d) };
+            buffers.q[row * d..(row + 1) * d].iter_mut().zip(q).for_each(|(to, x)| *to = x * task.op.scale);
         }
         // Partial results live in the shared buffer: sums (d), then maximum and normaliser.
-        let lowest = |pos: u32| task.window.map_or(0, |window| (pos + 1).saturating_sub(window)) as usize;
+        let lowest = |pos: u32| task.op.window.map_or(0, |window| (pos + 1).saturating_sub(window)) as usize;
         let first_page = lowest(tokens[0].pos) / PAGE;
         let end_page = tokens[tile.tokens - 1].pos as usize / PAGE + 1;
         let pages = end_page - first_page;
@@ -210,12 +193,12 @@ impl Cpu {
             }
         }
         for row in 0..rows {
-            let out_row = (tile.first + row / group) * task.heads.heads + head * group + row % group;
+            let out_row = (tile.first + row / group) * task.op.heads.heads + head * group + row % group;
             let acc = &acc[row * d..(row + 1) * d];
             // SAFETY: phase contract; each row and part belongs to one item.
             unsafe {
                 if task.splits == 1 {
-                    let out = self.buffer(task.out).get_mut(out_row * d..(out_row + 1) * d);
+                    let out = self.buffer(task.op.out).get_mut(out_row * d..(out_row + 1) * d);
                     let scale = 1.0 / sums[row];
                     out.iter_mut().zip(acc).for_each(|(o, a)| *o = a * scale);
                 } else {
@@ -232,11 +215,14 @@ impl Cpu {
 
     /// Merges the parts of one head of one token.
     fn merge(&self, task: &Task, row: usize) {
-        let d = task.heads.head_dim;
+        let d = task.op.heads.head_dim;
         let at = row * task.splits * (d + 2);
         // SAFETY: phase contract; parts were written before the barrier, and each row has one writer.
         let (parts, out) = unsafe {
-            (self.partials.get(at..at + task.splits * (d + 2)), self.buffer(task.out).get_mut(row * d..(row + 1) * d))
+            (
+                self.partials.get(at..at + task.splits * (d + 2)),
+                self.buffer(task.op.out).get_mut(row * d..(row + 1) * d),
+            )
         };
         let max = parts.chunks_exact(d + 2).fold(f32::NEG_INFINITY, |m, part| m.max(part[d]));
         out.fill(0.0);
@@ -253,12 +239,8 @@ impl Cpu {
 /// What the items of one attention step share.
 struct Task<'a> {
     run: &'a Run<'a>,
-    q: Slot,
-    heads: Heads,
+    op: &'a Attention,
     kv: &'a KvCache,
-    scale: f32,
-    window: Option<u32>,
-    out: Slot,
     splits: usize,
     group: usize,
 }

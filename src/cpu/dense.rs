@@ -10,7 +10,7 @@ use rynd_quant::{ActKind, ActRow, ActShape, ActView, Acts, Linear, OutView, Toke
 
 use super::threads::{Shared, Worker};
 use super::{Cpu, Run, WorkerState};
-use crate::plan::{Activation, Norm, Part, Slot, WeightId};
+use crate::plan::{self, Activation, Embed, GatedUp, Norm, Part, RmsNorm, TakeRows, WeightId};
 
 /// Rows of a chunk in a batch: the row block that the tiled kernels keep in the second-level cache.
 const BATCH_CHUNK: usize = 64;
@@ -103,8 +103,9 @@ impl Cpu {
         }
     }
 
-    /// `Op::Embed`.
-    pub(super) fn embed(&self, run: &Run, w: &Worker, table: WeightId, scale: f32, out: Slot) {
+    /// `plan::Embed`.
+    pub(super) fn embed(&self, run: &Run, w: &Worker, op: &Embed) {
+        let &Embed { table, scale, out } = op;
         let weight = self.plan.weight(table);
         let (bytes, row_bytes) = (self.weights.bytes(table), weight.row_bytes());
         for token in w.share(run.env.tokens.len()) {
@@ -119,8 +120,9 @@ impl Cpu {
         w.barrier();
     }
 
-    /// `Op::RmsNorm`.
-    pub(super) fn rms_norm(&self, run: &Run, w: &Worker, x: Slot, norm: Norm, out: Slot, add: bool) {
+    /// `plan::RmsNorm`.
+    pub(super) fn rms_norm(&self, run: &Run, w: &Worker, op: &RmsNorm) {
+        let &RmsNorm { x, norm, out, add } = op;
         let n = self.width(x);
         for row in w.share(run.rows(x)) {
             let range = row * n..(row + 1) * n;
@@ -135,8 +137,9 @@ impl Cpu {
         w.barrier();
     }
 
-    /// `Op::TakeRows`.
-    pub(super) fn take_rows(&self, run: &Run, w: &Worker, x: Slot, out: Slot) {
+    /// `plan::TakeRows`.
+    pub(super) fn take_rows(&self, run: &Run, w: &Worker, op: &TakeRows) {
+        let &TakeRows { x, out } = op;
         let n = self.width(x);
         for row in w.share(run.env.rows.len()) {
             let from = run.env.rows[row] as usize;
@@ -200,8 +203,9 @@ impl Cpu {
         if t > 1 { BATCH_CHUNK } else { (rows / (w.team() * 8)).next_multiple_of(16).clamp(16, 512) }
     }
 
-    /// `Op::Linear`.
-    pub(super) fn run_linear(&self, run: &Run, w: &Worker, x: Slot, norm: Option<Norm>, parts: &[Part], add: bool) {
+    /// `plan::Linear`.
+    pub(super) fn run_linear(&self, run: &Run, w: &Worker, op: &plan::Linear) {
+        let &plan::Linear { x, norm, ref parts, add } = op;
         let (t, k) = (run.rows(x), self.width(x));
         let WorkerState { own, normed, tile, .. } = self.worker(w);
         let mut kinds = [ActKind::F32; MAX_PARTS];
@@ -259,18 +263,10 @@ impl Cpu {
         }
     }
 
-    /// `Op::GatedUp`.
-    pub(super) fn gated_up(
-        &self,
-        run: &Run,
-        w: &Worker,
-        x: Slot,
-        norm: Option<Norm>,
-        ids: [WeightId; 2],
-        act: Activation,
-        out: Slot,
-    ) {
-        let (t, k) = (run.rows(x), self.width(x));
+    /// `plan::GatedUp`.
+    pub(super) fn gated_up(&self, run: &Run, w: &Worker, op: &GatedUp) {
+        let &GatedUp { x, norm, gate, up, act, out } = op;
+        let (t, k, ids) = (run.rows(x), self.width(x), [gate, up]);
         let [gate, up] = ids.map(|id| self.matrix(id));
         let WorkerState { own, normed, tile, tile2, .. } = self.worker(w);
         let kinds = [gate.linear.act(), up.linear.act()];
@@ -294,7 +290,7 @@ impl Cpu {
     }
 }
 
-/// Matrices that one `Op::Linear` may hold.
+/// Matrices that one `plan::Linear` may hold.
 const MAX_PARTS: usize = 8;
 
 /// In place `gate = act(gate) * up`.

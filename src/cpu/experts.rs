@@ -1,4 +1,4 @@
-//! The router and the mixture of experts on the CPU.
+//! The mixture of experts on the CPU.
 //!
 //! One token: its few experts' matrices are read once, straight from the mapping. A batch is grouped by expert first,
 //! so that each expert's weights are unpacked once for all tokens that picked it. The second product adds into the
@@ -19,7 +19,7 @@ use super::{Cpu, Run, WorkerState};
 use crate::backend::{BackendError, ELSEWHERE};
 use crate::experts::store::SCORED_TOKENS;
 use crate::experts::tier::Tier;
-use crate::plan::{Activation, Gating, Op, Plan, Slot, WeightId};
+use crate::plan::{Experts, Op, Plan, WeightId};
 
 /// Rows of a chunk in a batch, at most.
 const CHUNK: usize = 64;
@@ -29,10 +29,10 @@ const WAVE: usize = 8;
 
 /// Buffers of the mixture, sized at load for the widest layer.
 pub(super) struct Mixture {
-    logits: Shared<f32>, // (batch, experts)
-    hidden: Shared<f32>, // (batch * used, ff)
-    acts: ActSet,        // (batch * used, ff)
-    order: Shared<u32>,  // (used): places among one token's picks, those in memory first
+    pub logits: Shared<f32>, // (batch, experts)
+    hidden: Shared<f32>,     // (batch * used, ff)
+    acts: ActSet,            // (batch * used, ff)
+    order: Shared<u32>,      // (used): places among one token's picks, those in memory first
 }
 
 impl Mixture {
@@ -40,12 +40,19 @@ impl Mixture {
         let (mut logits, mut hidden, mut most_used) = (0, 0, 0);
         for step in &plan.steps {
             match &step.op {
-                Op::Router { weight, .. } => logits = logits.max(plan.weight(*weight).rows),
-                Op::Experts { used, down, .. } => {
-                    hidden = hidden.max(used * plan.weight(*down).k);
-                    most_used = most_used.max(*used);
+                Op::Router(op) => logits = logits.max(plan.weight(op.weight).rows),
+                Op::Experts(op) => {
+                    hidden = hidden.max(op.used * plan.weight(op.down).k);
+                    most_used = most_used.max(op.used);
                 }
-                _ => {}
+                Op::Embed(_)
+                | Op::RmsNorm(_)
+                | Op::Linear(_)
+                | Op::RopeStore(_)
+                | Op::Attention(_)
+                | Op::GatedUp(_)
+                | Op::TakeRows(_)
+                | Op::Move(_) => {}
             }
         }
         let mut acts = ActSet::default();
@@ -132,76 +139,10 @@ impl Groups {
     }
 }
 
-/// The three matrices of one layer's experts.
-#[derive(Clone, Copy)]
-pub(super) struct ExpertWeights {
-    pub gate: WeightId,
-    pub up: WeightId,
-    pub down: WeightId,
-}
-
 impl Cpu {
-    /// `Op::Router`.
-    pub(super) fn router(
-        &self,
-        run: &Run,
-        w: &Worker,
-        x: Slot,
-        weight: WeightId,
-        used: usize,
-        gating: Gating,
-        normalize: bool,
-        scale: f32,
-        picks: Slot,
-    ) {
-        let (t, k) = (run.rows(x), self.width(x));
-        let matrix = self.matrix(weight);
-        let experts = matrix.rows;
-        let WorkerState { own, normed, tile, order, .. } = self.worker(w);
-        let kind = matrix.linear.act();
-        let (rows_f32, set) = self.inputs(w, own, normed, self.buffer(x), [t, k], None, &[kind]);
-        self.see(w, weight, 0, rows_f32);
-        // SAFETY: phase contract; the set was filled for this kind and is only read.
-        let view = unsafe { set.view(kind, [t, k], rows_f32) };
-        w.chunks(experts, experts.div_ceil(w.team()).next_multiple_of(16).min(CHUNK), |rows| {
-            self.product(&matrix, &view, rows.clone(), tile);
-            for (token, values) in tile.chunks_exact(rows.len()).enumerate() {
-                let at = token * experts;
-                // SAFETY: phase contract; each chunk of rows has one writer.
-                unsafe { self.mixture.logits.get_mut(at + rows.start..at + rows.end) }.copy_from_slice(values);
-            }
-        });
-        for token in w.share(t) {
-            // SAFETY: phase contract; logits were written before the barrier, each token's picks have one writer.
-            let (logits, picks) = unsafe {
-                (
-                    self.mixture.logits.get(token * experts..(token + 1) * experts),
-                    self.buffer(picks).get_mut(token * 2 * used..(token + 1) * 2 * used),
-                )
-            };
-            match gating {
-                Gating::Softmax => pick_by_softmax(logits, used, normalize, scale, order, picks),
-            }
-        }
-        w.barrier();
-        if let Some(log) = self.picks.as_deref().filter(|_| w.index == 0) {
-            // SAFETY: phase contract; all picks were written before the barrier, and the next step only reads them.
-            log.put(weight, unsafe { self.buffer(picks).get(0..t * 2 * used) });
-        }
-    }
-
-    /// `Op::Experts`.
-    pub(super) fn run_experts(
-        &self,
-        run: &Run,
-        w: &Worker,
-        x: Slot,
-        picks: Slot,
-        used: usize,
-        weights: ExpertWeights,
-        act: Activation,
-        out: Slot,
-    ) {
+    /// `plan::Experts`.
+    pub(super) fn run_experts(&self, run: &Run, w: &Worker, op: &Experts) {
+        let &Experts { x, picks, used, .. } = op;
         let t = run.rows(x);
         // SAFETY: phase contract; picks are only read in this step.
         let picks = unsafe { self.buffer(picks).get(0..t * 2 * used) };
@@ -213,12 +154,12 @@ impl Cpu {
                 .map(|at| picks[*at])
                 .collect();
             if !left.is_empty() {
-                self.experts_of_one(w, x, &left, weights, act, out);
+                self.experts_of_one(w, op, &left);
             }
         } else if t == 1 {
-            self.experts_of_one(w, x, picks, weights, act, out);
+            self.experts_of_one(w, op, picks);
         } else {
-            self.experts_of_batch(w, x, picks, [t, used], weights, act, out);
+            self.experts_of_batch(w, op, picks, t);
         }
     }
 
@@ -234,20 +175,22 @@ impl Cpu {
     }
 
     /// The tier of this layer's experts and its number there.
-    fn tier_of(&self, weights: ExpertWeights) -> Option<(&Tier, usize)> {
+    fn tier_of(&self, op: &Experts) -> Option<(&Tier, usize)> {
         let tier = self.tier.as_deref()?;
-        Some((tier, tier.place(weights.gate)?.0))
+        Some((tier, tier.place(op.gate)?.0))
     }
 
-    fn experts_of_one(&self, w: &Worker, x: Slot, picks: &[f32], weights: ExpertWeights, act: Activation, out: Slot) {
+    /// One token's, whose picks may be fewer than a router's.
+    fn experts_of_one(&self, w: &Worker, op: &Experts, picks: &[f32]) {
+        let &Experts { x, gate, up, down, act, out, .. } = op;
         let used = picks.len() / 2;
         let k = self.width(x);
-        let ff = self.plan.weight(weights.down).k;
+        let ff = self.plan.weight(down).k;
         let n = self.width(out);
         let WorkerState { own, own_hidden, normed, tile, tile2, .. } = self.worker(w);
-        let kinds = [self.linear(weights.gate).act(), self.linear(weights.up).act()];
+        let kinds = [self.linear(gate).act(), self.linear(up).act()];
         let picked = || picks[..used].iter().map(|pick| pick.to_bits() as usize);
-        let tier = self.tier_of(weights);
+        let tier = self.tier_of(op);
         // Kept aside: the picks' buffer may serve the next step when these are released.
         let mut pinned = vec![];
         if let (Some((tier, layer)), 0) = (tier, w.index) {
@@ -266,7 +209,7 @@ impl Cpu {
             // SAFETY: phase contract; written before the barrier.
             unsafe { self.mixture.order.get(0..used) }
         });
-        self.see_picked(w, &[weights.gate, weights.up], picked().map(|expert| (expert, 0)), rows_f32);
+        self.see_picked(w, &[gate, up], picked().map(|expert| (expert, 0)), rows_f32);
         // SAFETY: phase contract; the set was filled for both kinds and is only read.
         let (gate_x, up_x) = unsafe { (set.view(kinds[0], [1, k], rows_f32), set.view(kinds[1], [1, k], rows_f32)) };
 
@@ -280,8 +223,8 @@ impl Cpu {
                 let rows = part * chunk..((part + 1) * chunk).min(ff);
                 tile.resize(rows.len(), 0.0);
                 tile2.resize(rows.len(), 0.0);
-                let Some(gate) = self.expert_matrix(w, weights.gate, expert) else { continue };
-                let Some(up) = self.expert_matrix(w, weights.up, expert) else { continue };
+                let Some(gate) = self.expert_matrix(w, gate, expert) else { continue };
+                let Some(up) = self.expert_matrix(w, up, expert) else { continue };
                 gate.one(rows.clone(), gate_x.row(0), tile);
                 up.one(rows.clone(), up_x.row(0), tile2);
                 activate(self.kernels, act, tile, tile2);
@@ -291,12 +234,12 @@ impl Cpu {
             }
         });
 
-        let kind = self.linear(weights.down).act();
+        let kind = self.linear(down).act();
         own_hidden.reserve(used * ff);
         // SAFETY: phase contract; hidden was written before the barrier, and the set is this worker's own.
         let hidden = unsafe {
             let hidden = self.mixture.hidden.get(0..used * ff);
-            self.see_picked(w, &[weights.down], picked().enumerate().map(|(pick, expert)| (expert, pick)), hidden);
+            self.see_picked(w, &[down], picked().enumerate().map(|(pick, expert)| (expert, pick)), hidden);
             own_hidden.fill(&[kind], [used, ff], 0..used, hidden);
             own_hidden.view(kind, [used, ff], hidden)
         };
@@ -306,7 +249,7 @@ impl Cpu {
             let out = unsafe { self.buffer(out).get_mut(rows.clone()) };
             for pick in 0..used {
                 let expert = picks[pick].to_bits() as usize;
-                let Some(down) = self.expert_matrix(w, weights.down, expert) else { continue };
+                let Some(down) = self.expert_matrix(w, down, expert) else { continue };
                 down.one(rows.clone(), hidden.row(pick), tile);
                 let weight = picks[used + pick];
                 out.iter_mut().zip(&*tile).for_each(|(o, y)| *o += weight * y);
@@ -317,32 +260,24 @@ impl Cpu {
         }
     }
 
-    fn experts_of_batch(
-        &self,
-        w: &Worker,
-        x: Slot,
-        picks: &[f32],
-        [t, used]: [usize; 2],
-        weights: ExpertWeights,
-        act: Activation,
-        out: Slot,
-    ) {
+    fn experts_of_batch(&self, w: &Worker, op: &Experts, picks: &[f32], t: usize) {
+        let &Experts { x, used, gate, up, down, act, out, .. } = op;
         let k = self.width(x);
-        let ff = self.plan.weight(weights.down).k;
+        let ff = self.plan.weight(down).k;
         let n = self.width(out);
         let WorkerState { own, normed, tile, tile2, groups, .. } = self.worker(w);
-        groups.fill(picks, used, self.plan.weight(weights.gate).experts);
+        groups.fill(picks, used, self.plan.weight(gate).experts);
         let pairs = groups.tokens.len();
-        let kinds = [self.linear(weights.gate).act(), self.linear(weights.up).act()];
+        let kinds = [self.linear(gate).act(), self.linear(up).act()];
         let (rows_f32, set) = self.inputs(w, own, normed, self.buffer(x), [t, k], None, &kinds);
         let tokens = groups.pairs().map(|(expert, pair)| (expert, groups.tokens[pair] as usize));
-        self.see_picked(w, &[weights.gate, weights.up], tokens, rows_f32);
+        self.see_picked(w, &[gate, up], tokens, rows_f32);
         // SAFETY: phase contract; the set was filled for both kinds and is only read.
         let (gate_x, up_x) = unsafe { (set.view(kinds[0], [t, k], rows_f32), set.view(kinds[1], [t, k], rows_f32)) };
 
         let per_expert = ff.div_ceil(CHUNK);
-        let kind = self.linear(weights.down).act();
-        let tier = self.tier_of(weights);
+        let kind = self.linear(down).act();
+        let tier = self.tier_of(op);
         let total = groups.experts.len();
         // Without a tier all experts are one wave; with one, two waves find room at a time.
         let wave = tier.map_or(total, |(tier, layer)| (tier.store.room(layer) / 2).clamp(1, WAVE));
@@ -368,8 +303,8 @@ impl Cpu {
                     let tokens = &groups.tokens[pairs.clone()];
                     tile.resize(tokens.len() * rows.len(), 0.0);
                     tile2.resize(tokens.len() * rows.len(), 0.0);
-                    let Some(gate) = self.expert_matrix(w, weights.gate, expert) else { continue };
-                    let Some(up) = self.expert_matrix(w, weights.up, expert) else { continue };
+                    let Some(gate) = self.expert_matrix(w, gate, expert) else { continue };
+                    let Some(up) = self.expert_matrix(w, up, expert) else { continue };
                     gate.many(rows.clone(), &gate_x, Tokens::List(tokens), tile);
                     up.many(rows.clone(), &up_x, Tokens::List(tokens), tile2);
                     activate(self.kernels, act, tile, tile2);
@@ -399,7 +334,7 @@ impl Cpu {
                 for i in start..end {
                     let (expert, pairs) = groups.get(i);
                     tile.resize(pairs.len() * rows.len(), 0.0);
-                    let Some(down) = self.expert_matrix(w, weights.down, expert) else { continue };
+                    let Some(down) = self.expert_matrix(w, down, expert) else { continue };
                     down.many(rows.clone(), &hidden, Tokens::Range(pairs.start, pairs.end), tile);
                     for (pair, values) in pairs.zip(tile.chunks_exact(rows.len())) {
                         let (at, weight) = (groups.tokens[pair] as usize * n, groups.weights[pair]);
@@ -416,24 +351,6 @@ impl Cpu {
         }
         // SAFETY: phase contract; all of hidden was written before the last barrier.
         let hidden = unsafe { self.mixture.hidden.get(0..pairs * ff) };
-        self.see_picked(w, &[weights.down], groups.pairs(), hidden);
-    }
-}
-
-/// The `used` largest of softmax(logits), ties to the lower id, into `picks` as `Op::Router` describes.
-fn pick_by_softmax(logits: &[f32], used: usize, normalize: bool, scale: f32, order: &mut Vec<u32>, picks: &mut [f32]) {
-    order.clear();
-    order.extend(0..logits.len() as u32);
-    let by_logit = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
-    if used < order.len() {
-        order.select_nth_unstable_by(used, by_logit);
-    }
-    order[..used].sort_unstable_by(by_logit);
-    let max = logits[order[0] as usize];
-    let chosen = |i: usize| (logits[order[i] as usize] - max).exp();
-    let total: f32 = if normalize { (0..used).map(chosen).sum() } else { logits.iter().map(|l| (l - max).exp()).sum() };
-    for i in 0..used {
-        picks[i] = f32::from_bits(order[i]);
-        picks[used + i] = chosen(i) / total * scale;
+        self.see_picked(w, &[down], groups.pairs(), hidden);
     }
 }

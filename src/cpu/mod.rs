@@ -8,6 +8,7 @@ mod attention;
 mod dense;
 mod experts;
 mod kv;
+mod router;
 mod sums;
 mod threads;
 
@@ -23,7 +24,7 @@ pub use self::sums::{InputSums, WeightSums};
 use self::threads::{Shared, Team, Worker};
 use crate::backend::{Backend, BackendError, Env, KvFormat, PickLog};
 use crate::experts::tier::Tier;
-use crate::plan::{KvId, Op, PAGE_TOKENS, Plan, RopeId, RopeLayout, Slot, WeightId};
+use crate::plan::{self, KvId, Op, PAGE_TOKENS, Plan, RopeId, RopeLayout, Slot, WeightId};
 use crate::weights::Weights;
 
 const _: () = assert!(PAGE == PAGE_TOKENS, "the page kernels and the plan agree on a page");
@@ -80,7 +81,7 @@ struct WorkerState {
     normed: Vec<f32>,
     tile: Vec<f32>,
     tile2: Vec<f32>,
-    order: Vec<u32>,
+    choice: router::Choice,
     groups: experts::Groups,
 }
 
@@ -120,14 +121,14 @@ impl Cpu {
         let mut partials = 0;
         let mut narrow_heads = false;
         for step in &plan.steps {
-            if let Op::Attention { heads, .. } = &step.op {
-                if !attention::supports(*heads) {
+            if let Op::Attention(plan::Attention { heads, .. }) = step.op {
+                if !attention::supports(heads) {
                     return Err(BackendError::Device(format!(
                         "{} query heads over {} key-value heads are more than the attention kernel holds",
                         heads.heads, heads.kv_heads
                     )));
                 }
-                partials = partials.max(attention::partial_values(*heads, team.size()));
+                partials = partials.max(attention::partial_values(heads, team.size()));
                 narrow_heads |= !heads.head_dim.is_multiple_of(16);
             }
         }
@@ -240,28 +241,17 @@ impl Cpu {
 
     fn step(&self, run: &Run, w: &Worker, op: &Op) {
         match op {
-            Op::Embed { table, scale, out } => self.embed(run, w, *table, *scale, *out),
-            Op::RmsNorm { x, norm, out, add } => self.rms_norm(run, w, *x, *norm, *out, *add),
-            Op::Linear { x, norm, parts, add } => self.run_linear(run, w, *x, *norm, parts, *add),
-            Op::RopeStore { q, k, v, heads, q_norm, k_norm, rope, kv } => {
-                self.rope_store(run, w, [*q, *k, *v], *heads, [*q_norm, *k_norm], *rope, self.cache(*kv));
-            }
-            Op::Attention { q, heads, kv, scale, window, out } => {
-                self.attention(run, w, *q, *heads, self.cache(*kv), *scale, *window, *out);
-            }
-            Op::GatedUp { x, norm, gate, up, act, out } => {
-                self.gated_up(run, w, *x, *norm, [*gate, *up], *act, *out);
-            }
-            Op::Router { x, weight, used, gating, normalize, scale, picks } => {
-                self.router(run, w, *x, *weight, *used, *gating, *normalize, *scale, *picks);
-            }
-            Op::Experts { x, picks, used, gate, up, down, act, out } => {
-                let weights = experts::ExpertWeights { gate: *gate, up: *up, down: *down };
-                self.run_experts(run, w, *x, *picks, *used, weights, *act, *out);
-            }
-            Op::TakeRows { x, out } => self.take_rows(run, w, *x, *out),
+            Op::Embed(op) => self.embed(run, w, op),
+            Op::RmsNorm(op) => self.rms_norm(run, w, op),
+            Op::Linear(op) => self.run_linear(run, w, op),
+            Op::RopeStore(op) => self.rope_store(run, w, op),
+            Op::Attention(op) => self.attention(run, w, op),
+            Op::GatedUp(op) => self.gated_up(run, w, op),
+            Op::Router(op) => self.router(run, w, op),
+            Op::Experts(op) => self.run_experts(run, w, op),
+            Op::TakeRows(op) => self.take_rows(run, w, op),
             // Values move between executors outside of a run.
-            Op::Move { .. } => {}
+            Op::Move(_) => {}
         }
     }
 
@@ -288,15 +278,11 @@ impl Cpu {
 /// The widest input of a matrix product.
 fn input_width(plan: &Plan) -> usize {
     let width = |op: &Op| match op {
-        Op::Linear { x, .. } | Op::GatedUp { x, .. } | Op::Router { x, .. } | Op::Experts { x, .. } => {
-            plan.slot(*x).width
-        }
-        Op::Embed { .. }
-        | Op::RmsNorm { .. }
-        | Op::RopeStore { .. }
-        | Op::Attention { .. }
-        | Op::TakeRows { .. }
-        | Op::Move { .. } => 0,
+        Op::Linear(op) => plan.slot(op.x).width,
+        Op::GatedUp(op) => plan.slot(op.x).width,
+        Op::Router(op) => plan.slot(op.x).width,
+        Op::Experts(op) => plan.slot(op.x).width,
+        Op::Embed(_) | Op::RmsNorm(_) | Op::RopeStore(_) | Op::Attention(_) | Op::TakeRows(_) | Op::Move(_) => 0,
     };
     plan.steps.iter().map(|step| width(&step.op)).max().unwrap_or(0)
 }

@@ -13,7 +13,7 @@ use crate::backend::KvFormat;
 use crate::experts::rates::Rates;
 use crate::experts::tier::Ram;
 use crate::gpu::{AdapterReport, Devices, Gpu, GpuConfig, GpuError, Handicap, Listing, dispatches, refusal, room};
-use crate::plan::{KvId, Op, PAGE_TOKENS, Plan, Room, Side, Sides, Step, WeightId, place};
+use crate::plan::{Memory, Move, Op, PAGE_TOKENS, Plan, Room, Side, Sides, Step, WeightId, place};
 use crate::weights::Weights;
 
 /// Tokens that the caches have room for at the start, where experts give way as the context grows. Most chats stay below.
@@ -185,9 +185,9 @@ impl Outline {
 
     /// Of a move, the side it comes from.
     pub fn moved_from(&self, step: usize) -> Option<Side> {
-        let Op::Move { slot } = self.plan.steps[step].op else { return None };
+        let Op::Move(Move { slot }) = self.plan.steps[step].op else { return None };
         let mut before = self.plan.steps[..step].iter().rev();
-        let written = |s: &&Step| !matches!(s.op, Op::Move { .. }) && s.op.writes().contains(&slot);
+        let written = |s: &&Step| !matches!(s.op, Op::Move(_)) && s.op.writes().contains(&slot);
         before.find(written).map(|step| step.side)
     }
 
@@ -277,9 +277,8 @@ fn paged(
     sizes: Sizes,
 ) -> Option<(Plan, SlotPlan)> {
     let experts = &config.experts;
-    let mixed = plan.steps.iter().any(|step| matches!(step.op, Op::Experts { .. }));
     let pages = matches!(experts.choice, ExpertChoice::Auto | ExpertChoice::Always);
-    if !mixed || !pages || gpu.experts_on_cpu || gpu.sides.is_some() {
+    if plan.mixtures.is_empty() || !pages || gpu.experts_on_cpu || gpu.sides.is_some() {
         return None;
     }
     let all_fit = fits.as_ref().is_ok_and(|sides| !sides.layers.contains(&Side::Cpu));
@@ -316,33 +315,27 @@ fn paged(
 
 /// Bytes of the largest layer's cache on a side.
 fn largest_cache_bytes(plan: &Plan, side: Side, sizes: Sizes) -> u64 {
-    let caches = plan.steps.iter().filter(|step| step.side == side).filter_map(|step| match step.op {
-        Op::RopeStore { kv, .. } => Some(room::cache_bytes(&plan.kv[kv.0 as usize], sizes.kv, sizes.pages)),
-        _ => None,
-    });
-    caches.max().unwrap_or(0)
+    let memories = plan.memories(|_, step| step.side == side).into_iter();
+    memories.map(|memory| room::memory_bytes(plan, memory, sizes.kv, sizes.pages)).max().unwrap_or(0)
 }
 
 /// Bytes of weights and caches on a side, experts left out.
 fn dense_bytes(plan: &Plan, side: Side, sizes: Sizes) -> u64 {
-    let mut weights: Vec<WeightId> = vec![];
-    let mut bytes = 0;
-    for step in plan.steps.iter().filter(|step| step.side == side && !matches!(step.op, Op::Experts { .. })) {
-        weights.extend(step.op.weights());
-        if let Op::RopeStore { kv, .. } = step.op {
-            bytes += room::cache_bytes(&plan.kv[kv.0 as usize], sizes.kv, sizes.pages);
-        }
-    }
+    let is_dense = |step: &Step| step.side == side && !step.op.is_experts();
+    let dense = plan.steps.iter().filter(|step| is_dense(step));
+    let mut weights: Vec<WeightId> = dense.flat_map(|step| step.op.weights()).collect();
     weights.sort_unstable();
     weights.dedup();
-    bytes + weights.iter().map(|id| room::weight_bytes(plan.weight(*id))).sum::<u64>()
+    let memories = plan.memories(|_, step| is_dense(step)).into_iter();
+    memories.map(|memory| room::memory_bytes(plan, memory, sizes.kv, sizes.pages)).sum::<u64>()
+        + weights.iter().map(|id| room::weight_bytes(plan.weight(*id))).sum::<u64>()
 }
 
 /// The layers that have room, and an error when that is not what was asked for.
 fn fit(plan: &Plan, gpu: &GpuOptions, budgets: &[Option<u64>], sizes: Sizes) -> Result<Sides, EngineError> {
     let activations = room::activation_bytes(plan, sizes.batch);
     let rooms: Vec<u64> = budgets.iter().map(|b| b.map_or(u64::MAX / 64, |b| b.saturating_sub(activations))).collect();
-    let cache_bytes = |id: KvId| room::cache_bytes(&plan.kv[id.0 as usize], sizes.kv, sizes.pages);
+    let memory_bytes = |memory: Memory| room::memory_bytes(plan, memory, sizes.kv, sizes.pages);
     let weight_bytes = |id: WeightId| room::weight_bytes(plan.weight(id));
     let all = plan.layers + 1;
     let spread = matches!(gpu.choice, GpuChoice::These(_));
@@ -350,7 +343,7 @@ fn fit(plan: &Plan, gpu: &GpuOptions, budgets: &[Option<u64>], sizes: Sizes) -> 
         let room = Room {
             gpus: &rooms[..count],
             gpu_layers: gpu.layers,
-            cache_bytes: &cache_bytes,
+            memory_bytes: &memory_bytes,
             weight_bytes: &weight_bytes,
             experts_on_cpu: gpu.experts_on_cpu,
             spread,

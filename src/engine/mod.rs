@@ -509,7 +509,7 @@ impl Engine {
                 break;
             }
             // A value on its way is the same on both sides.
-            let moved = matches!(self.plan.steps[at].op, Op::Move { .. });
+            let moved = matches!(self.plan.steps[at].op, Op::Move(_));
             for slot in self.plan.steps[at].op.writes().into_iter().filter(|_| !moved) {
                 values.resize(ids.len() * self.plan.slot(slot).width, 0.0);
                 if let Err(e) = split(&mut self.backend)?.read(slot, &mut values) {

@@ -18,7 +18,7 @@ use crate::backend::{self, Env, PickLog};
 use crate::experts::{Header, LayerInfo, Phase, TokenInfo, write_token};
 use crate::gguf::Gguf;
 use crate::models::{self, RopeOverride};
-use crate::plan::{Op, Plan};
+use crate::plan::Plan;
 
 /// Bytes of each router that go into the model's key.
 const KEY_BYTES: usize = 4096;
@@ -144,14 +144,14 @@ pub fn header_of(gguf: &Gguf) -> Result<Option<Header>, EngineError> {
 pub fn expert_header(gguf: &Gguf, plan: &Plan) -> Option<Header> {
     let mut layers = vec![];
     let (mut experts, mut used) = (0, 0);
-    for step in &plan.steps {
-        let Op::Experts { gate, up, down, used: k, .. } = step.op else { continue };
-        let parts = [gate, up, down].map(|id| plan.weight(id));
-        let same_layer = plan.steps.iter().filter(|other| other.layer == step.layer);
-        let dense = same_layer.filter(|other| !matches!(other.op, Op::Experts { .. }));
-        (experts, used) = (parts[0].experts, k);
+    for mixture in &plan.mixtures {
+        let op = mixture.experts;
+        let parts = [op.gate, op.up, op.down].map(|id| plan.weight(id));
+        let same_layer = plan.steps.iter().filter(|other| other.layer == mixture.layer);
+        let dense = same_layer.filter(|other| !other.op.is_experts());
+        (experts, used) = (parts[0].experts, op.used);
         layers.push(LayerInfo {
-            layer: step.layer.unwrap_or(layers.len() as u32),
+            layer: mixture.layer.unwrap_or(layers.len() as u32),
             expert_bytes: parts.iter().map(|weight| weight.expert_bytes() as u64).sum(),
             dense_bytes: dense.map(|other| plan.step_bytes(&other.op) as u64).sum(),
             layout: parts.map(|weight| weight.format.name()).join(" "),
@@ -174,9 +174,8 @@ pub fn expert_header(gguf: &Gguf, plan: &Plan) -> Option<Header> {
 /// quantised; another model's differ.
 pub fn router_key(gguf: &Gguf, plan: &Plan) -> String {
     let mut sum = Sha256::new();
-    for step in &plan.steps {
-        let Op::Router { weight, .. } = step.op else { continue };
-        let weight = plan.weight(weight);
+    for mixture in &plan.mixtures {
+        let weight = plan.weight(mixture.router.weight);
         let bytes = gguf.bytes(&gguf.tensors()[weight.tensor]);
         sum.update(weight.name.as_bytes());
         sum.update(

@@ -13,7 +13,7 @@ use crate::experts::rates::GpuRates;
 use crate::experts::{GpuWork, Verdict, Work, predict};
 use crate::gpu::{AdapterReport, Gpu, GpuError, dispatches};
 use crate::models;
-use crate::plan::{Op, PAGE_TOKENS, Plan, Side, Stage, stages};
+use crate::plan::{PAGE_TOKENS, Plan, Side, Stage, stages};
 
 /// Cached tokens that a trial may make the model compute again.
 const MOST_CACHED: usize = 2048;
@@ -133,16 +133,9 @@ impl Engine {
 fn work(plan: &Plan, adapters: &[AdapterReport], on_cpu: bool, cached: usize, bytes_per_value: f64) -> Work {
     let mut work = Work { gpus: vec![GpuWork::default(); adapters.len()], ..Work::default() };
     for step in &plan.steps {
-        let cache = match &step.op {
-            Op::Attention { heads, window, .. } => {
-                let seen = window.map_or(cached, |window| cached.min(window as usize));
-                (2 * heads.kv_heads * heads.head_dim * seen) as f64 * bytes_per_value
-            }
-            _ => 0.0,
-        };
-        let bytes = plan.step_bytes(&step.op) as u64 + cache as u64;
+        let bytes = plan.step_bytes(&step.op) as u64 + (step.op.cache_reads(cached) as f64 * bytes_per_value) as u64;
         match step.side {
-            Side::Gpu(_) if on_cpu && matches!(step.op, Op::Experts { .. }) => {
+            Side::Gpu(_) if on_cpu && step.op.is_experts() => {
                 work.cpu_bytes += bytes;
                 work.hops += 1;
             }

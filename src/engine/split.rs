@@ -8,11 +8,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::hybrid::Hybrid;
+use super::hybrid::{Hybrid, LayerRun};
 use crate::backend::{Backend, BackendError, Env, PickLog};
 use crate::cpu::Cpu;
 use crate::gpu::Gpu;
-use crate::plan::{Op, Plan, Side, Slot, Stage, stages};
+use crate::plan::{Op, Plan, Router, Side, Slot, Stage, stages};
 
 /// The executors of one placed plan.
 pub struct Split {
@@ -107,7 +107,8 @@ impl Split {
         let mut from = steps.start;
         if let Some(hybrid) = &mut self.hybrid {
             for layer in hybrid.layers_in(&steps) {
-                hybrid.run_layer(layer, from, &mut self.cpu, &mut self.gpus, env, self.log.is_some())?;
+                let (cpu, gpus) = (&mut self.cpu, &mut self.gpus[..]);
+                hybrid.run_layer(layer, &mut LayerRun { cpu, gpus, env, from, logged: self.log.is_some() })?;
                 if let Some(log) = &self.log {
                     hybrid.log(layer, log);
                 }
@@ -117,9 +118,9 @@ impl Split {
             let gpu = gpu as usize;
             let mut rows = vec![];
             for step in steps {
-                if let Op::Router { weight, used, picks, .. } = self.plan.steps[step].op {
+                if let Op::Router(Router { weight, routing, picks, .. }) = self.plan.steps[step].op {
                     self.gpus[gpu].submit(from..step + 1, &[picks])?;
-                    rows.resize(env.tokens.len() * 2 * used, 0.0);
+                    rows.resize(env.tokens.len() * 2 * routing.used, 0.0);
                     self.gpus[gpu].read(picks, &mut rows)?;
                     log.put(weight, &rows);
                     from = step + 1;

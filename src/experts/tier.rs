@@ -10,7 +10,7 @@ use super::disk::{Disk, DiskError, Extent, Fault};
 use super::rates::DISK_THREADS;
 use super::store::{LayerExperts, PARTS, Store, StoreError};
 use crate::gguf::Advice;
-use crate::plan::{Op, WeightId};
+use crate::plan::WeightId;
 use crate::weights::Weights;
 
 /// How much memory a model may take.
@@ -68,15 +68,15 @@ impl Tier {
         let plan = weights.plan();
         let mut layers = vec![];
         let mut place = vec![None; plan.weights.len()];
-        for step in &plan.steps {
-            let Op::Experts { used, gate, up, down, .. } = &step.op else { continue };
-            let ids = [*gate, *up, *down];
+        for mixture in &plan.mixtures {
+            let op = mixture.experts;
+            let ids = [op.gate, op.up, op.down];
             for (part, id) in ids.iter().enumerate() {
                 place[id.0 as usize] = Some((layers.len(), part));
             }
             layers.push(LayerExperts {
-                experts: plan.weight(*gate).experts,
-                used: *used,
+                experts: plan.weight(op.gate).experts,
+                used: op.used,
                 parts: ids.map(|id| extent(weights, id)),
             });
         }
@@ -114,10 +114,8 @@ fn extent(weights: &Weights, id: WeightId) -> Extent {
 fn expert_tensors(weights: &Weights) -> Vec<bool> {
     let plan = weights.plan();
     let mut experts = vec![false; weights.gguf().tensors().len()];
-    for step in &plan.steps {
-        if let Op::Experts { .. } = step.op {
-            step.op.weights().iter().for_each(|id| experts[plan.weight(*id).tensor] = true);
-        }
+    for op in plan.mixtures.iter().map(|mixture| mixture.experts) {
+        [op.gate, op.up, op.down].iter().for_each(|id| experts[plan.weight(*id).tensor] = true);
     }
     experts
 }

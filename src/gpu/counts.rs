@@ -11,30 +11,30 @@ use crate::plan::{Op, Plan, WeightId};
 /// Dispatches for one token whose context fills so many pages, on an adapter that binds `bank_bytes` at once.
 pub fn dispatches(plan: &Plan, op: &Op, bank_bytes: u64, pages: usize) -> usize {
     let banks = |rows: Rows| rows.banks(plan, bank_bytes);
-    let one = |id: &WeightId| banks(Rows::Stacked(vec![*id]));
+    let one = |id: WeightId| banks(Rows::Stacked(vec![id]));
     let tail = |ids: &[WeightId]| ids.iter().any(|&id| has_tail(plan.weight(id).format, plan.weight(id).k));
     // A norm is part of the product, but for rows that end within a unit.
     let norm = |has: bool, ids: &[WeightId]| usize::from(has && tail(ids));
     match op {
-        Op::Embed { table, .. } => one(table),
-        Op::Linear { norm: n, parts, .. } => {
-            let ids: Vec<WeightId> = parts.iter().map(|part| part.weight).collect();
-            let stacks = stacks(plan, parts).into_iter();
+        Op::Embed(op) => one(op.table),
+        Op::Linear(op) => {
+            let ids: Vec<WeightId> = op.parts.iter().map(|part| part.weight).collect();
+            let stacks = stacks(plan, &op.parts).into_iter();
             let products = stacks.map(|stack| banks(Rows::Stacked(stack.iter().map(|part| part.weight).collect())));
-            norm(n.is_some(), &ids) + products.sum::<usize>()
+            norm(op.norm.is_some(), &ids) + products.sum::<usize>()
         }
-        Op::GatedUp { norm: n, gate, up, .. } => {
-            let pair = Rows::Paired(*gate, *up);
-            let products = if pair.problem(plan).is_none() { banks(pair) } else { one(gate) + one(up) + 1 };
-            norm(n.is_some(), &[*gate, *up]) + products
+        Op::GatedUp(op) => {
+            let pair = Rows::Paired(op.gate, op.up);
+            let products = if pair.problem(plan).is_none() { banks(pair) } else { one(op.gate) + one(op.up) + 1 };
+            norm(op.norm.is_some(), &[op.gate, op.up]) + products
         }
-        Op::Attention { heads, window, .. } => attention_dispatches(*heads, *window, pages),
-        Op::Router { weight, .. } => one(weight) + 1,
-        Op::Experts { gate, up, down, .. } => {
+        Op::Attention(op) => attention_dispatches(op.heads, op.window, pages),
+        Op::Router(op) => one(op.weight) + 1,
+        Op::Experts(op) => {
             // One dispatch binds several banks.
-            banks(Rows::Paired(*gate, *up)).div_ceil(EXPERT_BANKS) + one(down).div_ceil(EXPERT_BANKS)
+            banks(Rows::Paired(op.gate, op.up)).div_ceil(EXPERT_BANKS) + one(op.down).div_ceil(EXPERT_BANKS)
         }
-        Op::RmsNorm { .. } | Op::RopeStore { .. } | Op::TakeRows { .. } => 1,
-        Op::Move { .. } => 0,
+        Op::RmsNorm(_) | Op::RopeStore(_) | Op::TakeRows(_) => 1,
+        Op::Move(_) => 0,
     }
 }

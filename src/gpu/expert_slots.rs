@@ -78,12 +78,12 @@ pub(super) struct Half {
     pub map: wgpu::Buffer, // (experts), of the layer that passes
 }
 
-/// The tensors of an `Op::Experts`.
+/// The tensors of a mixture's experts.
 fn tensors(plan: &Plan, step: usize) -> Result<[WeightId; 3], GpuError> {
-    match plan.steps.get(step).map(|step| &step.op) {
-        Some(Op::Experts { gate, up, down, .. }) => Ok([*gate, *up, *down]),
-        _ => Err(unsupported(step, "it is no mixture of experts".to_owned())),
-    }
+    let Some(Op::Experts(op)) = plan.steps.get(step).map(|step| &step.op) else {
+        return Err(unsupported(step, "it is no mixture of experts".to_owned()));
+    };
+    Ok([op.gate, op.up, op.down])
 }
 
 fn unsupported(step: usize, why: String) -> GpuError {

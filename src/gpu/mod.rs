@@ -48,7 +48,7 @@ use self::timer::Timer;
 use self::vectors::Vectors;
 use self::waves::Waves;
 use crate::backend::{Backend, BackendError, Env, KvFormat};
-use crate::plan::{Op, Plan, Side, Slot};
+use crate::plan::{self, Memory, Op, Plan, Side, Slot};
 use crate::weights::Weights;
 
 /// How to set up the executor.
@@ -118,11 +118,17 @@ impl Gpu {
         let mut ropes_used = vec![false; plan.ropes.len()];
         let mut kv_used = vec![false; plan.kv.len()];
         for op in ops() {
-            if let Op::RopeStore { rope, kv, .. } = op {
-                kv_used[kv.0 as usize] = true;
-                if let Some(rope) = rope {
-                    ropes_used[rope.0 as usize] = true;
+            for memory in op.memories() {
+                match memory {
+                    Memory::Kv(kv) => kv_used[kv.0 as usize] = true,
+                    Memory::State(_) => {
+                        let why = "no kernel here keeps a recurrent state".to_owned();
+                        return Err(GpuError::Unsupported { what: format!("the operation '{}'", op.name()), why });
+                    }
                 }
+            }
+            if let Op::RopeStore(plan::RopeStore { rope: Some(rope), .. }) = op {
+                ropes_used[rope.0 as usize] = true;
             }
         }
         let tile_words = tile_sets.most_words(config.batch);
@@ -166,7 +172,7 @@ impl Gpu {
         let best = slots.get(logits).is_some().then(|| Best::new(&setup, logits)).transpose()?;
         let mut adders = HashMap::new();
         for op in ops() {
-            if let Op::Experts { out, .. } = op
+            if let Op::Experts(plan::Experts { out, .. }) = op
                 && !adders.contains_key(out)
             {
                 adders.insert(*out, Adder::new(&setup, *out)?);

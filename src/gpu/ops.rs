@@ -162,46 +162,36 @@ impl Prepared {
     /// Announces the scratch memory that a step needs; called for all steps before any is prepared.
     pub(super) fn announce(setup: &mut Setup, op: &Op) {
         match op {
-            Op::Linear { x, norm, .. } => dense::announce_input(setup, *x, norm.is_some()),
-            Op::GatedUp { x, norm, gate, up, .. } => {
-                dense::announce_input(setup, *x, norm.is_some());
-                dense::announce_gate(setup, *gate, *up);
-            }
-            Op::Attention { heads, .. } => attention::announce(setup, *heads),
-            Op::Router { weight, .. } => experts::announce_router(setup, *weight),
-            Op::Experts { used, down, .. } => experts::announce(setup, *used, *down),
-            Op::Embed { .. } | Op::RmsNorm { .. } | Op::RopeStore { .. } | Op::TakeRows { .. } | Op::Move { .. } => {}
+            Op::Linear(op) => dense::announce_input(setup, op.x, op.norm.is_some()),
+            Op::GatedUp(op) => dense::announce_gated(setup, op),
+            Op::Attention(op) => attention::announce(setup, op.heads),
+            Op::Router(op) => experts::announce_router(setup, op),
+            Op::Experts(op) => experts::announce(setup, op),
+            Op::Embed(_) | Op::RmsNorm(_) | Op::RopeStore(_) | Op::TakeRows(_) | Op::Move(_) => {}
         }
     }
 
     /// Uploads what the step needs and makes its calls.
     pub(super) fn new(setup: &mut Setup, step: usize) -> Result<Prepared, GpuError> {
-        Ok(match &setup.plan.steps[step].op {
-            Op::Embed { table, scale, out } => Prepared::Embed(Embed::new(setup, *table, *scale, *out)?),
-            Op::RmsNorm { x, norm, out, add } => Prepared::Norm(NormStep::new(setup, *x, *norm, *out, *add)?),
-            Op::Linear { x, norm, parts, add } => Prepared::Linear(Linear::new(setup, *x, *norm, parts, *add)?),
-            Op::GatedUp { x, norm, gate, up, act, out } => {
-                Prepared::Gated(Gated::new(setup, *x, *norm, [*gate, *up], *act, *out)?)
-            }
-            Op::RopeStore { q, k, v, heads, q_norm, k_norm, rope, kv } => {
-                Prepared::RopeStore(RopeStore::new(setup, [*q, *k, *v], *heads, [*q_norm, *k_norm], *rope, *kv)?)
-            }
-            Op::Attention { q, heads, kv, scale, window, out } => {
-                Prepared::Attention(Box::new(Attention::new(setup, *q, *heads, *kv, *scale, *window, *out)?))
-            }
-            Op::Router { x, weight, used, gating, normalize, scale, picks } => {
-                Prepared::Router(Router::new(setup, *x, *weight, *used, *gating, *normalize, *scale, *picks)?)
-            }
-            Op::Experts { x, picks, used, gate, up, down, act, out } => {
+        let plan = setup.plan;
+        Ok(match &plan.steps[step].op {
+            Op::Embed(op) => Prepared::Embed(Embed::new(setup, op)?),
+            Op::RmsNorm(op) => Prepared::Norm(NormStep::new(setup, op)?),
+            Op::Linear(op) => Prepared::Linear(Linear::new(setup, op)?),
+            Op::GatedUp(op) => Prepared::Gated(Gated::new(setup, op)?),
+            Op::RopeStore(op) => Prepared::RopeStore(RopeStore::new(setup, op)?),
+            Op::Attention(op) => Prepared::Attention(Box::new(Attention::new(setup, op)?)),
+            Op::Router(op) => Prepared::Router(Router::new(setup, op)?),
+            Op::Experts(op) => {
                 let pooled = setup.pools.iter().find_map(|pool| Some(ExpertWeights::pooled(pool, pool.map_at(step)?)));
                 let weights = match pooled {
                     Some(weights) => weights,
-                    None => ExpertWeights::whole(setup, [*gate, *up, *down])?,
+                    None => ExpertWeights::whole(setup, [op.gate, op.up, op.down])?,
                 };
-                Prepared::Experts(Box::new(Experts::new(setup, [*x, *picks, *out], *used, weights, *act)?))
+                Prepared::Experts(Box::new(Experts::new(setup, op, weights)?))
             }
-            Op::TakeRows { x, out } => Prepared::TakeRows(TakeRows::new(setup, *x, *out)?),
-            Op::Move { .. } => Prepared::Move,
+            Op::TakeRows(op) => Prepared::TakeRows(TakeRows::new(setup, op)?),
+            Op::Move(_) => Prepared::Move,
         })
     }
 
@@ -228,20 +218,19 @@ pub fn refusal(plan: &Plan, op: &Op, kv: KvFormat) -> Option<String> {
     let decodes =
         |ids: Vec<crate::plan::WeightId>| ids.into_iter().find_map(|id| Rows::Stacked(vec![id]).problem(plan));
     match op {
-        Op::Embed { table, .. } => decodes(vec![*table]),
-        Op::Linear { parts, .. } => decodes(parts.iter().map(|part| part.weight).collect()),
-        Op::GatedUp { gate, up, .. } => decodes(vec![*gate, *up]),
-        Op::RopeStore { heads, .. } | Op::Attention { heads, .. } => attention::refusal(*heads, kv),
-        Op::Router { weight, used, .. } => {
-            decodes(vec![*weight]).or_else(|| experts::router_refusal(plan, *weight, *used))
-        }
-        Op::Experts { gate, up, down, .. } => {
-            Rows::Paired(*gate, *up).problem(plan).or_else(|| decodes(vec![*down])).or_else(|| {
+        Op::Embed(op) => decodes(vec![op.table]),
+        Op::Linear(op) => decodes(op.parts.iter().map(|part| part.weight).collect()),
+        Op::GatedUp(op) => decodes(vec![op.gate, op.up]),
+        Op::RopeStore(op) => attention::refusal(op.heads, kv),
+        Op::Attention(op) => attention::refusal(op.heads, kv),
+        Op::Router(op) => decodes(vec![op.weight]).or_else(|| experts::router_refusal(plan, op)),
+        Op::Experts(op) => {
+            Rows::Paired(op.gate, op.up).problem(plan).or_else(|| decodes(vec![op.down])).or_else(|| {
                 // The shader takes an expert count of at most 1024.
-                (plan.weight(*gate).experts > experts::MAX_EXPERTS).then(|| "it has too many experts".to_owned())
+                (plan.weight(op.gate).experts > experts::MAX_EXPERTS).then(|| "it has too many experts".to_owned())
             })
         }
-        Op::RmsNorm { .. } | Op::TakeRows { .. } | Op::Move { .. } => None,
+        Op::RmsNorm(_) | Op::TakeRows(_) | Op::Move(_) => None,
     }
 }
 

@@ -6,7 +6,7 @@ use super::layout::{Layout, UNIT};
 use super::ops::page_bytes;
 use super::slots::taken_rows;
 use crate::backend::KvFormat;
-use crate::plan::{Kv, Op, Plan, Weight};
+use crate::plan::{Kv, Memory, Op, Plan, Weight};
 
 /// Staging buffers and what drivers keep for themselves.
 const STAGING_BYTES: u64 = 64 << 20;
@@ -14,6 +14,14 @@ const STAGING_BYTES: u64 = 64 << 20;
 /// Bytes of one layer's cache.
 pub fn cache_bytes(kv: &Kv, format: KvFormat, pages: usize) -> u64 {
     2 * page_bytes(kv, format) * pages as u64
+}
+
+/// Bytes of what sequences remember: one layer's cache of so many pages, or the state of one sequence.
+pub fn memory_bytes(plan: &Plan, memory: Memory, format: KvFormat, pages: usize) -> u64 {
+    match memory {
+        Memory::Kv(id) => cache_bytes(&plan.kv[id.0 as usize], format, pages),
+        Memory::State(id) => plan.states[id.0 as usize].bytes(),
+    }
 }
 
 /// Bytes of a whole weight as the kernels want it; as in the file for what they do not decode.
@@ -33,20 +41,20 @@ pub fn activation_bytes(plan: &Plan, batch: usize) -> u64 {
     for step in &plan.steps {
         let width = |slot| plan.slot(slot).width;
         match &step.op {
-            Op::Linear { x, parts, .. } => {
-                widest = widest.max(width(*x));
-                if !plan.slot(*x).taken {
-                    columns = columns.max(parts.iter().map(|part| width(part.out)).sum());
+            Op::Linear(op) => {
+                widest = widest.max(width(op.x));
+                if !plan.slot(op.x).taken {
+                    columns = columns.max(op.parts.iter().map(|part| width(part.out)).sum());
                 }
             }
-            Op::GatedUp { x, out, .. } => widest = widest.max(width(*x).max(width(*out))),
-            Op::Router { weight, .. } => widest = widest.max(plan.weight(*weight).rows),
-            Op::Experts { x, used, down, .. } => {
-                experts = experts.max(used * (plan.weight(*down).k + width(*x) + 1) + width(*x));
+            Op::GatedUp(op) => widest = widest.max(width(op.x).max(width(op.out))),
+            Op::Router(op) => widest = widest.max(plan.weight(op.weight).rows),
+            Op::Experts(op) => {
+                experts = experts.max(op.used * (plan.weight(op.down).k + width(op.x) + 1) + width(op.x));
             }
             // The most workgroups times the most rows of one, see `ops::attention`.
-            Op::Attention { heads, .. } => parts = parts.max(32 * 256 * (heads.head_dim + 2)),
-            Op::Embed { .. } | Op::RmsNorm { .. } | Op::RopeStore { .. } | Op::TakeRows { .. } | Op::Move { .. } => {}
+            Op::Attention(op) => parts = parts.max(32 * 256 * (op.heads.head_dim + 2)),
+            Op::Embed(_) | Op::RmsNorm(_) | Op::RopeStore(_) | Op::TakeRows(_) | Op::Move(_) => {}
         }
     }
     // Three widest rows of scratch: normed, gate and up.

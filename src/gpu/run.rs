@@ -102,7 +102,7 @@ impl Gpu {
         // The logits of a whole batch may not fit one buffer: then the last steps run in several rounds.
         let most = self.slots.taken_rows;
         let rounds = if tail < steps.end { rows.div_ceil(most).max(1) } else { 1 };
-        if rounds > 1 && !matches!(self.plan.steps[tail].op, Op::TakeRows { .. }) {
+        if rounds > 1 && !matches!(self.plan.steps[tail].op, Op::TakeRows(_)) {
             let message = format!("the logits of {rows} rows do not fit at once; ask for {most}");
             return Err(BackendError::Device(message));
         }

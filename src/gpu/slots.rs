@@ -10,7 +10,7 @@ use super::device::Device;
 use super::error::GpuError;
 use super::layout::UNIT;
 use super::matrix::Rows;
-use crate::plan::{Op, Part, Plan, Slot};
+use crate::plan::{self, Op, Part, Plan, Slot};
 
 /// Columns `at..at + width` of a buffer with rows of `stride` f32.
 #[derive(Clone, Copy, Debug)]
@@ -64,7 +64,7 @@ impl Slots {
         let mut widths: Vec<(usize, bool)> = vec![]; // stride, taken
         let mut columns: HashMap<Vec<u32>, usize> = HashMap::new(); // plan buffers of the columns -> buffer
         for op in ops.clone() {
-            let Op::Linear { parts, add: false, .. } = op else { continue };
+            let Op::Linear(plan::Linear { parts, add: false, .. }) = op else { continue };
             for stack in stacks(plan, parts).iter().filter(|stack| stack.len() > 1) {
                 if stack.iter().any(|part| views.contains_key(&part.out)) {
                     let why = "a slot is the output of two projections".to_owned();

@@ -39,8 +39,8 @@ impl Vectors {
             for norm in norms_of(op) {
                 norms.entry(norm.weight).or_insert_with(|| decode(norm.weight, &mut values));
             }
-            let Op::Linear { parts, .. } = op else { continue };
-            for stack in stacks(plan, parts).iter().filter(|stack| stack.iter().any(|part| part.bias.is_some())) {
+            let Op::Linear(op) = op else { continue };
+            for stack in stacks(plan, &op.parts).iter().filter(|stack| stack.iter().any(|part| part.bias.is_some())) {
                 let at = values.len() as u32;
                 for part in stack {
                     match part.bias {
@@ -72,14 +72,10 @@ impl Vectors {
 
 fn norms_of(op: &Op) -> Vec<Norm> {
     match op {
-        Op::RmsNorm { norm, .. } => vec![*norm],
-        Op::Linear { norm, .. } | Op::GatedUp { norm, .. } => norm.iter().copied().collect(),
-        Op::RopeStore { q_norm, k_norm, .. } => q_norm.iter().chain(k_norm).copied().collect(),
-        Op::Embed { .. }
-        | Op::Attention { .. }
-        | Op::Router { .. }
-        | Op::Experts { .. }
-        | Op::TakeRows { .. }
-        | Op::Move { .. } => vec![],
+        Op::RmsNorm(op) => vec![op.norm],
+        Op::Linear(op) => op.norm.into_iter().collect(),
+        Op::GatedUp(op) => op.norm.into_iter().collect(),
+        Op::RopeStore(op) => op.q_norm.into_iter().chain(op.k_norm).collect(),
+        Op::Embed(_) | Op::Attention(_) | Op::Router(_) | Op::Experts(_) | Op::TakeRows(_) | Op::Move(_) => vec![],
     }
 }

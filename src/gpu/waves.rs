@@ -46,11 +46,10 @@ pub(super) fn prepare(setup: &mut Setup, pools: &Arc<[Pool]>) -> Result<Option<W
     let mut steps = HashMap::new();
     for (at, step) in plan.steps.iter().enumerate() {
         let pool = pools.iter().find(|pool| pool.map_at(at).is_some());
-        if let (Op::Experts { x, picks, out, used, act, .. }, Some(pool)) = (&step.op, pool)
+        if let (Op::Experts(op), Some(pool)) = (&step.op, pool)
             && let [ping, pong] = &pool.halves[..]
         {
-            let mut of =
-                |half| Experts::new(setup, [*x, *picks, *out], *used, ExpertWeights::passing(pool, half), *act);
+            let mut of = |half| Experts::new(setup, op, ExpertWeights::passing(pool, half));
             steps.insert(at, [of(ping)?, of(pong)?]);
         }
     }

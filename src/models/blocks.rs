@@ -1,7 +1,7 @@
 //! Blocks that several architectures share: the attention of the llama family, the head.
 
 use super::{Hyper, Outputs};
-use crate::plan::{Activation, Builder, Gating, PlanError, RopeId, Slot};
+use crate::plan::{Activation, Builder, PlanError, RopeId, Routing, Slot};
 
 /// Pre-norm attention with its residual: `h += W_o attention(rope(W_qkv norm(h)))`. Biases and q/k norms are used where
 /// the file has them.
@@ -29,7 +29,7 @@ pub fn feed_forward(b: &mut Builder, hp: &Hyper, h: Slot) -> Result<(), PlanErro
     if hp.experts > 0 && b.has("ffn_gate_inp.weight") {
         let x = b.rms_norm(h, norm);
         let router = b.weight("ffn_gate_inp.weight", &[hp.width, hp.experts])?;
-        let picks = b.router(x, router, hp.experts_used, Gating::Softmax, true, 1.0);
+        let picks = b.router(x, router, Routing::softmax(hp.experts_used))?;
         b.add_experts(x, picks, [hp.width, hp.expert_ff, hp.experts, hp.experts_used], Activation::Silu, h)
     } else {
         let up = b.gated_up(h, Some(norm), hp.width, hp.ff, Activation::Silu)?;

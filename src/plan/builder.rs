@@ -6,8 +6,9 @@
 use std::collections::HashMap;
 
 use super::{
-    Activation, Gating, Heads, Kv, KvId, Norm, Op, PageGroup, Part, Plan, RopeId, RopeTable, Side, Slot, SlotInfo,
-    Step, Weight, WeightId,
+    Activation, Attention, Embed, Experts, GatedUp, Heads, Kv, KvId, Linear, Norm, Op, PageGroup, Part, Plan, RmsNorm,
+    RopeId, RopeStore, RopeTable, Router, Routing, Side, Slot, SlotInfo, State, StateId, Step, TakeRows, Weight,
+    WeightId, mixtures,
 };
 use crate::gguf::Gguf;
 
@@ -40,6 +41,7 @@ pub struct Builder<'a> {
     by_name: HashMap<String, WeightId>,
     kv: Vec<Kv>,
     groups: Vec<PageGroup>,
+    states: Vec<State>,
     ropes: Vec<RopeTable>,
     layer: Option<u32>,
     layers: usize,
@@ -58,6 +60,7 @@ impl<'a> Builder<'a> {
             by_name: HashMap::new(),
             kv: vec![],
             groups: vec![],
+            states: vec![],
             ropes: vec![],
             layer: None,
             layers: 0,
@@ -173,33 +176,39 @@ impl<'a> Builder<'a> {
         KvId(self.kv.len() as u32 - 1)
     }
 
+    /// A recurrent state of so many f32 a sequence.
+    pub fn state(&mut self, values: usize) -> StateId {
+        self.states.push(State { values });
+        StateId(self.states.len() as u32 - 1)
+    }
+
     /// The embedding rows of the tokens, times `scale`: (t, n).
     pub fn embed(&mut self, table: WeightId, n: usize, scale: f32) -> Slot {
         let out = self.slot(n);
-        self.push(Op::Embed { table, scale, out });
+        self.push(Op::Embed(Embed { table, scale, out }));
         out
     }
 
     /// `norm(x)` into a slot of its own.
     pub fn rms_norm(&mut self, x: Slot, norm: Norm) -> Slot {
         let out = self.slot(self.widths[x.0 as usize].0);
-        self.push(Op::RmsNorm { x, norm, out, add: false });
+        self.push(Op::RmsNorm(RmsNorm { x, norm, out, add: false }));
         out
     }
 
     /// `onto += norm(x)`.
     pub fn add_rms_norm(&mut self, x: Slot, norm: Norm, onto: Slot) {
-        self.push(Op::RmsNorm { x, norm, out: onto, add: true });
+        self.push(Op::RmsNorm(RmsNorm { x, norm, out: onto, add: true }));
     }
 
     /// One product an output, sharing the (normed) input.
     pub fn linear(&mut self, x: Slot, norm: Option<Norm>, parts: Vec<Part>) {
-        self.push(Op::Linear { x, norm, parts, add: false });
+        self.push(Op::Linear(Linear { x, norm, parts, add: false }));
     }
 
     /// `onto += W x + b`.
     pub fn add_linear(&mut self, x: Slot, part: Part, onto: Slot) {
-        self.push(Op::Linear { x, norm: None, parts: vec![Part { out: onto, ..part }], add: true });
+        self.push(Op::Linear(Linear { x, norm: None, parts: vec![Part { out: onto, ..part }], add: true }));
     }
 
     /// Norms and turns q and k, stores k and v.
@@ -211,14 +220,14 @@ impl<'a> Builder<'a> {
         rope: Option<RopeId>,
         kv: KvId,
     ) {
-        self.push(Op::RopeStore { q, k, v, heads, q_norm, k_norm, rope, kv });
+        self.push(Op::RopeStore(RopeStore { q, k, v, heads, q_norm, k_norm, rope, kv }));
     }
 
     /// Attention over what is stored: (t, heads * head_dim).
     pub fn attention(&mut self, q: Slot, heads: Heads, kv: KvId, scale: f32) -> Slot {
         let out = self.slot(heads.heads * heads.head_dim);
         let window = self.kv[kv.0 as usize].window;
-        self.push(Op::Attention { q, heads, kv, scale, window, out });
+        self.push(Op::Attention(Attention { q, heads, kv, scale, window, out }));
         out
     }
 
@@ -234,23 +243,20 @@ impl<'a> Builder<'a> {
         let gate = self.weight("ffn_gate.weight", &[n, ff])?;
         let up = self.weight("ffn_up.weight", &[n, ff])?;
         let out = self.slot(ff);
-        self.push(Op::GatedUp { x, norm, gate, up, act, out });
+        self.push(Op::GatedUp(GatedUp { x, norm, gate, up, act, out }));
         Ok(out)
     }
 
     /// The router's picks: (t, 2 * used).
-    pub fn router(
-        &mut self,
-        x: Slot,
-        weight: WeightId,
-        used: usize,
-        gating: Gating,
-        normalize: bool,
-        scale: f32,
-    ) -> Slot {
-        let picks = self.slot(2 * used);
-        self.push(Op::Router { x, weight, used, gating, normalize, scale, picks });
-        picks
+    pub fn router(&mut self, x: Slot, weight: WeightId, routing: Routing) -> Result<Slot, PlanError> {
+        let weight_info = &self.weights[weight.0 as usize];
+        if let Some(problem) = routing.problem(weight_info.rows) {
+            let name = weight_info.name.clone();
+            return Err(self.unsupported(format!("the router '{name}': {problem}")));
+        }
+        let picks = self.slot(2 * routing.used);
+        self.push(Op::Router(Router { x, weight, routing, picks }));
+        Ok(picks)
     }
 
     /// `onto +=` the picked experts' weighted outputs; expert tensors `ffn_{gate,up,down}_exps.weight`.
@@ -265,7 +271,7 @@ impl<'a> Builder<'a> {
         let gate = self.weight("ffn_gate_exps.weight", &[n, ff, experts])?;
         let up = self.weight("ffn_up_exps.weight", &[n, ff, experts])?;
         let down = self.weight("ffn_down_exps.weight", &[ff, n, experts])?;
-        self.push(Op::Experts { x, picks, used, gate, up, down, act, out: onto });
+        self.push(Op::Experts(Experts { x, picks, used, gate, up, down, act, out: onto }));
         Ok(())
     }
 
@@ -273,7 +279,7 @@ impl<'a> Builder<'a> {
     pub fn take_rows(&mut self, x: Slot) -> Slot {
         self.taken = true;
         let out = self.slot(self.widths[x.0 as usize].0);
-        self.push(Op::TakeRows { x, out });
+        self.push(Op::TakeRows(TakeRows { x, out }));
         out
     }
 
@@ -282,11 +288,13 @@ impl<'a> Builder<'a> {
         let slots = share_buffers(&self.steps, &self.widths, &[hidden, logits]);
         let vocab = self.widths[logits.0 as usize].0;
         Plan {
+            mixtures: mixtures(&self.steps),
             steps: self.steps,
             slots,
             weights: self.weights,
             kv: self.kv,
             groups: self.groups,
+            states: self.states,
             ropes: self.ropes,
             layers: self.layers,
             vocab,

@@ -5,14 +5,21 @@
 //! A plan holds no weights and no activations; it names them.
 
 mod builder;
+mod mixture;
 mod op;
 mod place;
 mod rope;
+mod routing;
 
 pub use builder::{Builder, PlanError};
-pub use op::{Activation, Gating, Heads, Norm, Op, Part};
+pub use mixture::{Mixture, mixtures};
+pub use op::{
+    Activation, Attention, Embed, Experts, GatedUp, Heads, Linear, Move, Norm, Op, Part, RmsNorm, RopeStore, Router,
+    TakeRows,
+};
 pub use place::{Room, Sides, Stage, place, stages};
 pub use rope::{RopeLayout, RopeScaling, RopeTable};
+pub use routing::{Routing, Score};
 
 use rynd_quant::Format;
 
@@ -28,8 +35,21 @@ pub struct Slot(pub u32);
 pub struct WeightId(pub u32);
 
 /// One layer's cache of keys and values, index into `Plan::kv`.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct KvId(pub u32);
+
+/// A recurrent state of each sequence, index into `Plan::states`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct StateId(pub u32);
+
+/// What a sequence remembers from token to token.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Memory {
+    /// Grows with the sequence, by pages.
+    Kv(KvId),
+    /// Has one size, and is changed in place.
+    State(StateId),
+}
 
 /// A rotary embedding, index into `Plan::ropes`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -102,6 +122,19 @@ pub struct PageGroup {
     pub window: Option<u32>,
 }
 
+/// One recurrent state: so many f32 a sequence.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct State {
+    pub values: usize,
+}
+
+impl State {
+    /// Bytes of one sequence's.
+    pub fn bytes(&self) -> u64 {
+        4 * self.values as u64
+    }
+}
+
 /// The whole forward pass of one model.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -110,6 +143,9 @@ pub struct Plan {
     pub weights: Vec<Weight>,
     pub kv: Vec<Kv>,
     pub groups: Vec<PageGroup>,
+    pub states: Vec<State>,
+    /// The mixture layers of `steps`, see `mixtures`.
+    pub mixtures: Vec<Mixture>,
     pub ropes: Vec<RopeTable>,
     pub layers: usize,
     pub vocab: usize,
@@ -160,12 +196,28 @@ impl Plan {
             .map(|&id| {
                 let weight = self.weight(id);
                 match op {
-                    Op::Embed { .. } => weight.row_bytes(),
-                    Op::Experts { used, .. } => weight.expert_bytes() * used,
-                    _ => weight.expert_bytes() * weight.experts,
+                    Op::Embed(_) => weight.row_bytes(),
+                    Op::Experts(op) => weight.expert_bytes() * op.used,
+                    Op::RmsNorm(_)
+                    | Op::Linear(_)
+                    | Op::RopeStore(_)
+                    | Op::Attention(_)
+                    | Op::GatedUp(_)
+                    | Op::Router(_)
+                    | Op::TakeRows(_)
+                    | Op::Move(_) => weight.expert_bytes() * weight.experts,
                 }
             })
             .sum()
+    }
+
+    /// What the steps that `is_wanted` says yes to read or write of a sequence's memory, each once.
+    pub fn memories(&self, is_wanted: impl Fn(usize, &Step) -> bool) -> Vec<Memory> {
+        let wanted = self.steps.iter().enumerate().filter(|(at, step)| is_wanted(*at, step));
+        let mut memories: Vec<Memory> = wanted.flat_map(|(_, step)| step.op.memories()).collect();
+        memories.sort_unstable();
+        memories.dedup();
+        memories
     }
 
     /// Cache bytes of one token, for `bytes_per_value` bytes a key or value.

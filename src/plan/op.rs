@@ -1,10 +1,11 @@
 //! The operations a forward pass is made of, with the shapes they read and write.
 //!
-//! A closed set: executors match on it exhaustively, so the compiler lists what a new operation needs. Fused kernels
-//! are operations that the `Builder` emits; nothing rewrites the list afterwards. Shapes are row-major, `t` is the
-//! number of tokens of the run, `r` the number of rows whose logits are wanted.
+//! A closed set: executors match on it exhaustively, so the compiler lists what a new operation needs. Each operation is a
+//! struct of its own, which is what an executor's function takes. Fused kernels are operations that the `Builder`
+//! emits; nothing rewrites the list afterwards. Shapes are row-major, `t` is the number of tokens of the run, `r` the
+//! number of rows whose logits are wanted.
 
-use super::{KvId, RopeId, Slot, WeightId};
+use super::{KvId, Memory, RopeId, Routing, Slot, WeightId};
 
 /// Root-mean-square norm of a row: `x / sqrt(mean(x^2) + eps) * weight` (weight: (n)).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,14 +31,7 @@ pub enum Activation {
     GeluTanh,
 }
 
-/// How router logits become expert weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Gating {
-    /// Softmax over all experts, then the top k.
-    Softmax,
-}
-
-/// What a rope step turns: all heads of q (t, heads * head_dim) and of k (t, kv_heads * head_dim).
+/// The heads of q (t, heads * head_dim), and of k and v (t, kv_heads * head_dim).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Heads {
     pub heads: usize,
@@ -45,124 +39,232 @@ pub struct Heads {
     pub head_dim: usize,
 }
 
+/// `out (t, n) = table[id] * scale`; table: (vocab, n).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Embed {
+    pub table: WeightId,
+    pub scale: f32,
+    pub out: Slot,
+}
+
+/// `out (t, n) = norm(x (t, n))`, or `out += norm(x)` when `add` is set (sandwich norms).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RmsNorm {
+    pub x: Slot,
+    pub norm: Norm,
+    pub out: Slot,
+    pub add: bool,
+}
+
+/// Each part: `out (t, n_i) = W_i y + b_i`, or `out += ...` when `add` is set; `y = norm(x)` or `x (t, k)`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Linear {
+    pub x: Slot,
+    pub norm: Option<Norm>,
+    pub parts: Vec<Part>,
+    pub add: bool,
+}
+
+/// Per head: q and k are normed (if any norm), turned by the rotary embedding (if any); k and v go to the cache at the
+/// token's position. q (t, heads * head_dim) is changed in place; k, v: (t, kv_heads * head_dim).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RopeStore {
+    pub q: Slot,
+    pub k: Slot,
+    pub v: Slot,
+    pub heads: Heads,
+    pub q_norm: Option<Norm>,
+    pub k_norm: Option<Norm>,
+    pub rope: Option<RopeId>,
+    pub kv: KvId,
+}
+
+/// Causal attention over the cache, `out (t, heads * head_dim) = softmax(scale q k^T) v`; with a window, token i sees the
+/// last `window` positions, its own included.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Attention {
+    pub q: Slot,
+    pub heads: Heads,
+    pub kv: KvId,
+    pub scale: f32,
+    pub window: Option<u32>,
+    pub out: Slot,
+}
+
+/// `out (t, n) = act(gate y) * (up y)`; gate, up: (n, k); `y = norm(x)` or `x (t, k)`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GatedUp {
+    pub x: Slot,
+    pub norm: Option<Norm>,
+    pub gate: WeightId,
+    pub up: WeightId,
+    pub act: Activation,
+    pub out: Slot,
+}
+
+/// Picks `routing.used` experts a token from `weight x` (weight: (experts, k), x: (t, k)). `picks` (t, 2 * used): the ids as
+/// u32 bits in the order of choice, then their mixing weights.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Router {
+    pub x: Slot,
+    pub weight: WeightId,
+    pub routing: Routing,
+    pub picks: Slot,
+}
+
+/// `out (t, n) += sum over the picks of w * down_e (act(gate_e x) * (up_e x))`; gate, up: (experts, ff, n), down: (experts, n,
+/// ff), x: (t, n), picks: as the `Router` writes them. The one step that may run on several sides at once.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Experts {
+    pub x: Slot,
+    pub picks: Slot,
+    pub used: usize,
+    pub gate: WeightId,
+    pub up: WeightId,
+    pub down: WeightId,
+    pub act: Activation,
+    pub out: Slot,
+}
+
+/// `out (r, n)` = the rows of `x (t, n)` whose logits are wanted. Later steps run on r rows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TakeRows {
+    pub x: Slot,
+    pub out: Slot,
+}
+
+/// The slot's value is copied to the other side; emitted by placement only.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Move {
+    pub slot: Slot,
+}
+
 /// One step's operation.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
-    /// `out (t, n) = table[id] * scale`; table: (vocab, n).
-    Embed { table: WeightId, scale: f32, out: Slot },
-    /// `out (t, n) = norm(x (t, n))`, or `out += norm(x)` when `add` is set (sandwich norms).
-    RmsNorm { x: Slot, norm: Norm, out: Slot, add: bool },
-    /// Each part: `out (t, n_i) = W_i y + b_i`, or `out += ...` when `add` is set; `y = norm(x)` or `x (t, k)`.
-    Linear { x: Slot, norm: Option<Norm>, parts: Vec<Part>, add: bool },
-    /// Per head: q and k are normed (if any norm), turned by the rotary embedding (if any); k and v go to the cache at
-    /// the token's position. q (t, heads * head_dim) is changed in place; k, v: (t, kv_heads * head_dim).
-    RopeStore {
-        q: Slot,
-        k: Slot,
-        v: Slot,
-        heads: Heads,
-        q_norm: Option<Norm>,
-        k_norm: Option<Norm>,
-        rope: Option<RopeId>,
-        kv: KvId,
-    },
-    /// Causal attention over the cache, `out (t, heads * head_dim) = softmax(scale q k^T) v`; with a window, token i
-    /// sees the last `window` positions, its own included.
-    Attention { q: Slot, heads: Heads, kv: KvId, scale: f32, window: Option<u32>, out: Slot },
-    /// `out (t, n) = act(gate y) * (up y)`; gate, up: (n, k); `y = norm(x)` or `x (t, k)`.
-    GatedUp { x: Slot, norm: Option<Norm>, gate: WeightId, up: WeightId, act: Activation, out: Slot },
-    /// Picks `used` experts a token from `weight x` (weight: (experts, k), x: (t, k)). `picks` (t, 2 * used): `used`
-    /// ids as u32 bits by falling weight, then their mixing weights, normalised to sum 1 when `normalize` is set and
-    /// times `scale`.
-    Router { x: Slot, weight: WeightId, used: usize, gating: Gating, normalize: bool, scale: f32, picks: Slot },
-    /// `out (t, n) += sum over the picks of w * down_e (act(gate_e x) * (up_e x))`; gate, up: (experts, ff, n),
-    /// down: (experts, n, ff), x: (t, n). The one step that may run on several sides at once.
-    Experts {
-        x: Slot,
-        picks: Slot,
-        used: usize,
-        gate: WeightId,
-        up: WeightId,
-        down: WeightId,
-        act: Activation,
-        out: Slot,
-    },
-    /// `out (r, n)` = the rows of `x (t, n)` whose logits are wanted. Later steps run on r rows.
-    TakeRows { x: Slot, out: Slot },
-    /// The slot's value is copied to the other side; emitted by placement only.
-    Move { slot: Slot },
+    Embed(Embed),
+    RmsNorm(RmsNorm),
+    Linear(Linear),
+    RopeStore(RopeStore),
+    Attention(Attention),
+    GatedUp(GatedUp),
+    Router(Router),
+    Experts(Experts),
+    TakeRows(TakeRows),
+    Move(Move),
 }
 
 impl Op {
     /// The operation's name, as `inspect --plan` prints it.
     pub fn name(&self) -> &'static str {
         match self {
-            Op::Embed { .. } => "embed",
-            Op::RmsNorm { .. } => "rms_norm",
-            Op::Linear { .. } => "linear",
-            Op::RopeStore { .. } => "rope_store",
-            Op::Attention { .. } => "attention",
-            Op::GatedUp { .. } => "gated_up",
-            Op::Router { .. } => "router",
-            Op::Experts { .. } => "experts",
-            Op::TakeRows { .. } => "take_rows",
-            Op::Move { .. } => "move",
+            Op::Embed(_) => "embed",
+            Op::RmsNorm(_) => "rms_norm",
+            Op::Linear(_) => "linear",
+            Op::RopeStore(_) => "rope_store",
+            Op::Attention(_) => "attention",
+            Op::GatedUp(_) => "gated_up",
+            Op::Router(_) => "router",
+            Op::Experts(_) => "experts",
+            Op::TakeRows(_) => "take_rows",
+            Op::Move(_) => "move",
         }
     }
 
     /// Slots the operation reads, in the order of its fields; a slot changed in place is in both lists.
     pub fn reads(&self) -> Vec<Slot> {
         match self {
-            Op::Embed { .. } => vec![],
-            Op::RmsNorm { x, out, add, .. } => with_if(vec![*x], *out, *add),
-            Op::Linear { x, parts, add, .. } => {
-                let mut slots = vec![*x];
-                if *add {
-                    slots.extend(parts.iter().map(|part| part.out));
+            Op::Embed(_) => vec![],
+            Op::RmsNorm(op) => with_if(vec![op.x], op.out, op.add),
+            Op::Linear(op) => {
+                let mut slots = vec![op.x];
+                if op.add {
+                    slots.extend(op.parts.iter().map(|part| part.out));
                 }
                 slots
             }
-            Op::RopeStore { q, k, v, .. } => vec![*q, *k, *v],
-            Op::Attention { q, .. } => vec![*q],
-            Op::GatedUp { x, .. } => vec![*x],
-            Op::Router { x, .. } => vec![*x],
-            Op::Experts { x, picks, out, .. } => vec![*x, *picks, *out],
-            Op::TakeRows { x, .. } => vec![*x],
-            Op::Move { slot } => vec![*slot],
+            Op::RopeStore(op) => vec![op.q, op.k, op.v],
+            Op::Attention(op) => vec![op.q],
+            Op::GatedUp(op) => vec![op.x],
+            Op::Router(op) => vec![op.x],
+            Op::Experts(op) => vec![op.x, op.picks, op.out],
+            Op::TakeRows(op) => vec![op.x],
+            Op::Move(op) => vec![op.slot],
         }
     }
 
     /// Slots the operation writes.
     pub fn writes(&self) -> Vec<Slot> {
         match self {
-            Op::Embed { out, .. }
-            | Op::RmsNorm { out, .. }
-            | Op::Attention { out, .. }
-            | Op::GatedUp { out, .. }
-            | Op::Experts { out, .. }
-            | Op::TakeRows { out, .. } => vec![*out],
-            Op::Linear { parts, .. } => parts.iter().map(|part| part.out).collect(),
-            Op::RopeStore { q, .. } => vec![*q],
-            Op::Router { picks, .. } => vec![*picks],
-            Op::Move { slot } => vec![*slot],
+            Op::Embed(op) => vec![op.out],
+            Op::RmsNorm(op) => vec![op.out],
+            Op::Linear(op) => op.parts.iter().map(|part| part.out).collect(),
+            Op::RopeStore(op) => vec![op.q],
+            Op::Attention(op) => vec![op.out],
+            Op::GatedUp(op) => vec![op.out],
+            Op::Router(op) => vec![op.picks],
+            Op::Experts(op) => vec![op.out],
+            Op::TakeRows(op) => vec![op.out],
+            Op::Move(op) => vec![op.slot],
         }
     }
 
     /// Weights the operation reads, norms and biases included.
     pub fn weights(&self) -> Vec<WeightId> {
-        let norm = |norm: &Option<Norm>| norm.map(|norm| norm.weight);
+        let norm = |norm: Option<Norm>| norm.map(|norm| norm.weight);
         match self {
-            Op::Embed { table, .. } => vec![*table],
-            Op::RmsNorm { norm, .. } => vec![norm.weight],
-            Op::Linear { norm: n, parts, .. } => {
-                norm(n).into_iter().chain(parts.iter().flat_map(|p| [Some(p.weight), p.bias]).flatten()).collect()
+            Op::Embed(op) => vec![op.table],
+            Op::RmsNorm(op) => vec![op.norm.weight],
+            Op::Linear(op) => {
+                let parts = op.parts.iter().flat_map(|part| [Some(part.weight), part.bias]);
+                norm(op.norm).into_iter().chain(parts.flatten()).collect()
             }
-            Op::RopeStore { q_norm, k_norm, .. } => norm(q_norm).into_iter().chain(norm(k_norm)).collect(),
-            Op::GatedUp { norm: n, gate, up, .. } => norm(n).into_iter().chain([*gate, *up]).collect(),
-            Op::Router { weight, .. } => vec![*weight],
-            Op::Experts { gate, up, down, .. } => vec![*gate, *up, *down],
-            Op::Attention { .. } | Op::TakeRows { .. } | Op::Move { .. } => vec![],
+            Op::RopeStore(op) => norm(op.q_norm).into_iter().chain(norm(op.k_norm)).collect(),
+            Op::GatedUp(op) => norm(op.norm).into_iter().chain([op.gate, op.up]).collect(),
+            Op::Router(op) => [op.weight].into_iter().chain(op.routing.bias).collect(),
+            Op::Experts(op) => vec![op.gate, op.up, op.down],
+            Op::Attention(_) | Op::TakeRows(_) | Op::Move(_) => vec![],
         }
+    }
+
+    /// What a sequence remembers that the operation reads or writes: all steps that share one run on one side.
+    pub fn memories(&self) -> Vec<Memory> {
+        match self {
+            Op::RopeStore(op) => vec![Memory::Kv(op.kv)],
+            Op::Attention(op) => vec![Memory::Kv(op.kv)],
+            Op::Embed(_)
+            | Op::RmsNorm(_)
+            | Op::Linear(_)
+            | Op::GatedUp(_)
+            | Op::Router(_)
+            | Op::Experts(_)
+            | Op::TakeRows(_)
+            | Op::Move(_) => vec![],
+        }
+    }
+
+    /// Values of caches that one token reads when the sequence holds so many tokens.
+    pub fn cache_reads(&self, cached: usize) -> usize {
+        match self {
+            Op::Attention(op) => {
+                let seen = op.window.map_or(cached, |window| cached.min(window as usize));
+                2 * op.heads.kv_heads * op.heads.head_dim * seen
+            }
+            Op::Embed(_)
+            | Op::RmsNorm(_)
+            | Op::Linear(_)
+            | Op::RopeStore(_)
+            | Op::GatedUp(_)
+            | Op::Router(_)
+            | Op::Experts(_)
+            | Op::TakeRows(_)
+            | Op::Move(_) => 0,
+        }
+    }
+
+    /// Whether it is a mixture's experts, which need not run where the other steps of their layer do.
+    pub fn is_experts(&self) -> bool {
+        matches!(self, Op::Experts(_))
     }
 }
 

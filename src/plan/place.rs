@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use super::{KvId, Op, Plan, Side, Slot, Step, WeightId};
+use super::{Embed, Memory, Move, Op, Plan, Side, Slot, Step, WeightId, mixtures};
 
 /// The side of each part of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,8 +27,8 @@ pub struct Room<'a> {
     pub gpus: &'a [u64],
     /// Layers on GPUs, at most; the head counts as one more.
     pub gpu_layers: Option<usize>,
-    /// Bytes of one cache.
-    pub cache_bytes: &'a dyn Fn(KvId) -> u64,
+    /// Bytes of one cache, or of the states of all sequences.
+    pub memory_bytes: &'a dyn Fn(Memory) -> u64,
     /// Bytes of one weight.
     pub weight_bytes: &'a dyn Fn(WeightId) -> u64,
     /// Whether the experts stay on the CPU.
@@ -157,51 +157,45 @@ fn part_of(plan: &Plan, step: usize) -> Part {
 
 /// Bytes of weights and cache of a part.
 fn part_bytes(plan: &Plan, room: &Room, part: Part) -> u64 {
-    let mut weights: Vec<WeightId> = vec![];
-    let mut bytes = 0;
-    for (at, step) in plan.steps.iter().enumerate() {
-        let elsewhere = room.experts_on_cpu && matches!(step.op, Op::Experts { .. });
-        if part_of(plan, at) != part || elsewhere {
-            continue;
-        }
-        weights.extend(step.op.weights());
-        if let Op::RopeStore { kv, .. } = step.op {
-            bytes += (room.cache_bytes)(kv);
-        }
-    }
+    let is_in = |at: usize, step: &Step| part_of(plan, at) == part && !(room.experts_on_cpu && step.op.is_experts());
+    let steps = plan.steps.iter().enumerate().filter(|(at, step)| is_in(*at, step));
+    let mut weights: Vec<WeightId> = steps.flat_map(|(_, step)| step.op.weights()).collect();
     weights.sort_unstable();
     weights.dedup();
-    bytes + weights.iter().map(|id| (room.weight_bytes)(*id)).sum::<u64>()
+    let memories: u64 = plan.memories(is_in).into_iter().map(room.memory_bytes).sum();
+    memories + weights.iter().map(|id| (room.weight_bytes)(*id)).sum::<u64>()
 }
 
 /// Whether the embedding's table is also the head's matrix.
 fn is_tied(plan: &Plan) -> bool {
-    let Some(table) = plan.steps.iter().find_map(|step| match step.op {
-        Op::Embed { table, .. } => Some(table),
-        _ => None,
-    }) else {
-        return false;
-    };
-    plan.steps.iter().any(|step| matches!(step.op, Op::Linear { .. }) && step.op.weights().contains(&table))
+    let table = plan.steps.iter().find_map(|step| {
+        let Op::Embed(Embed { table, .. }) = step.op else { return None };
+        Some(table)
+    });
+    let multiplies = |step: &Step, table| matches!(step.op, Op::Linear(_)) && step.op.weights().contains(&table);
+    table.is_some_and(|table| plan.steps.iter().any(|step| multiplies(step, table)))
 }
 
-/// The plan with every step on its side and every `Move` that this needs. `refuses` says what a GPU can not run.
+/// The plan with every step on its side and every `Move` that this needs. `refuses` says what a GPU can not run; who shares
+/// a sequence's memory with such a step stays on the CPU with it.
 pub fn place(plan: &Plan, sides: &Sides, refuses: &dyn Fn(&Op) -> bool) -> Plan {
     let mut placed = Plan { steps: vec![], ..plan.clone() };
+    let refused = plan.memories(|_, step| refuses(&step.op));
+    let stays = |op: &Op| refuses(op) || op.memories().iter().any(|memory| refused.contains(memory));
     let mut valid: HashMap<Slot, Vec<Side>> = HashMap::new();
     for (at, step) in plan.steps.iter().enumerate() {
         let wanted = match (part_of(plan, at), sides.experts) {
-            (_, Some(side)) if matches!(step.op, Op::Experts { .. }) => side,
+            (_, Some(side)) if step.op.is_experts() => side,
             (Part::Embed, _) => sides.embed,
             (Part::Layer(layer), _) => sides.layers[layer as usize],
             (Part::Head, _) => sides.head,
         };
-        let side = if wanted != Side::Cpu && refuses(&step.op) { Side::Cpu } else { wanted };
+        let side = if wanted != Side::Cpu && stays(&step.op) { Side::Cpu } else { wanted };
         for slot in step.op.reads() {
             let here = valid.entry(slot).or_default();
             if !here.is_empty() && !here.contains(&side) {
                 here.push(side);
-                placed.steps.push(Step { op: Op::Move { slot }, layer: step.layer, side });
+                placed.steps.push(Step { op: Op::Move(Move { slot }), layer: step.layer, side });
             }
         }
         for slot in step.op.writes() {
@@ -209,6 +203,7 @@ pub fn place(plan: &Plan, sides: &Sides, refuses: &dyn Fn(&Op) -> bool) -> Plan 
         }
         placed.steps.push(Step { side, ..step.clone() });
     }
+    placed.mixtures = mixtures(&placed.steps);
     placed
 }
 
@@ -224,7 +219,7 @@ pub fn stages(plan: &Plan) -> Vec<Stage> {
         }
     };
     for (at, step) in plan.steps.iter().enumerate() {
-        if let Op::Move { slot } = step.op {
+        if let Op::Move(Move { slot }) = step.op {
             // A slot that nobody wrote holds nothing that could move.
             let Some(&(written, from)) = writer.get(&slot) else { continue };
             want(&mut stages, slot, written);

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rynd::engine::{Devices, Engine, EngineConfig, GpuChoice, GpuOptions, Session, Wanted};
 use rynd::gguf::{Gguf, Writer};
-use rynd::plan::Op;
+use rynd::plan::{self, Op};
 use serde_json::Value;
 
 pub fn fixture(path: &str) -> PathBuf {
@@ -137,7 +137,7 @@ fn check_hidden_and_picks(model: &str, reference: &Value, config: &EngineConfig)
     engine
         .trace(&short, |at, slot, values| {
             let step = &plan.steps[at];
-            if let Op::Router { used, .. } = step.op {
+            if let Op::Router(plan::Router { routing: plan::Routing { used, .. }, .. }) = step.op {
                 let layer = step.layer.unwrap() as usize;
                 let moe = &reference["moe_short"][layer.to_string()];
                 let moe = if moe.is_null() { &reference["moe_short"][layer] } else { moe };
@@ -166,7 +166,7 @@ fn check_hidden_and_picks(model: &str, reference: &Value, config: &EngineConfig)
         })
         .unwrap();
     assert_eq!(layers, plan.layers + 1);
-    assert_eq!(routed > 0, plan.steps.iter().any(|step| matches!(step.op, Op::Router { .. })));
+    assert_eq!(routed > 0, plan.steps.iter().any(|step| matches!(step.op, Op::Router(_))));
 }
 
 /// Logits deep in a long prompt, for any size of prefill batch.

@@ -14,6 +14,7 @@ use rynd::gguf::{Gguf, Writer};
 use rynd::gpu::{Device, Devices, Gpu, GpuConfig, Handicap};
 use rynd::plan::{
     Kv, KvId, Op, PAGE_TOKENS, PageGroup, Plan, RopeId, RopeTable, Side, Slot, SlotInfo, Step, Weight, WeightId,
+    mixtures,
 };
 use rynd::weights::Weights;
 use rynd_quant::Format;
@@ -139,6 +140,8 @@ impl Case {
             weights: vec![],
             kv: vec![],
             groups: vec![PageGroup { window: None }],
+            states: vec![],
+            mixtures: vec![],
             ropes: vec![],
             layers: 1,
             vocab: 0,
@@ -231,6 +234,7 @@ impl Case {
             std::fs::remove_file(&path).unwrap();
             let mut plan = self.plan.clone();
             plan.vocab = self.vocab;
+            plan.mixtures = mixtures(&plan.steps);
             plan.logits = self.logits.unwrap_or(Slot(u32::MAX));
             Weights::new(gguf, Arc::new(plan))
         })

@@ -10,7 +10,7 @@ use crate::experts::rates::Rates;
 use crate::experts::waves::{Expert, WaveRates, share_evenly};
 use crate::experts::{Grid, PoolSpec};
 use crate::gpu::{AdapterReport, SlotPool, expert_slot_bytes};
-use crate::plan::{Op, Plan, Side};
+use crate::plan::{Plan, Side};
 
 /// Bytes of each GPU that are left for slots when the caches have room for so many pages.
 #[derive(Clone, Debug)]
@@ -30,7 +30,7 @@ pub struct Stage {
 #[derive(Clone, Debug)]
 pub struct SlotPlan {
     pub grid: Grid,
-    /// By mixture layer: its `Op::Experts` step, and the GPU of its other steps, if that is not the CPU. `None` when no GPU can
+    /// By mixture layer: its experts' step, and the GPU of its other steps, if that is not the CPU. `None` when no GPU can
     /// compute its experts.
     pub layers: Vec<Option<(usize, Option<usize>)>>,
     /// By GPU.
@@ -102,14 +102,14 @@ impl SlotPlan {
         let mut slot_bytes = vec![]; // by layer
         let mut weights = vec![]; // of an expert, by layer
         let (mut experts, mut used) = (0, 0);
-        for (at, step) in plan.steps.iter().enumerate() {
-            let Op::Experts { gate, up, down, used: k, .. } = &step.op else { continue };
-            let parts = [*gate, *up, *down].map(|id| plan.weight(id));
-            (experts, used) = (parts[0].experts, *k);
+        for mixture in &plan.mixtures {
+            let (op, at) = (mixture.experts, mixture.experts_at);
+            let parts = [op.gate, op.up, op.down].map(|id| plan.weight(id));
+            (experts, used) = (parts[0].experts, op.used);
             let bytes = parts.iter().map(|weight| weight.expert_bytes() as u64).sum::<u64>();
             weights.push(parts.iter().map(|weight| (weight.rows * weight.k) as u64).sum::<u64>());
             layouts.push((parts.map(|weight| weight.format.name()).join(" "), bytes));
-            let home = match step.side {
+            let home = match mixture.side {
                 Side::Gpu(gpu) if (gpu as usize) < first.bytes.len() => Some(gpu as usize),
                 Side::Gpu(_) | Side::Cpu => None,
             };

@@ -37,7 +37,7 @@ use crate::cpu::Cpu;
 use crate::experts::tier::Tier;
 use crate::experts::{Guard, Heat, Pager, Place, Verdict};
 use crate::gpu::{Gpu, NO_SLOT};
-use crate::plan::{Op, Plan, Slot, WeightId};
+use crate::plan::{Experts, Mixture, Plan, WeightId};
 use crate::weights::Weights;
 
 /// Staging buffers of a GPU: uploads on their way at once.
@@ -52,14 +52,28 @@ struct Layer {
     step: usize,
     /// The GPU of its other steps; `None`: they run on the CPU.
     home: Option<usize>,
-    x: Slot,
-    picks: Slot,
-    out: Slot,
-    used: usize,
+    op: Experts,
     router: WeightId,
-    tensors: [WeightId; 3],
     /// Of x and out.
     widths: [usize; 2],
+}
+
+impl Layer {
+    /// Gate, up and down.
+    fn tensors(&self) -> [WeightId; 3] {
+        [self.op.gate, self.op.up, self.op.down]
+    }
+}
+
+/// A layer's turn in a run: who computes, and what.
+pub struct LayerRun<'a> {
+    pub cpu: &'a mut Cpu,
+    pub gpus: &'a mut [Gpu],
+    pub env: &'a Env<'a>,
+    /// The first step that did not run yet.
+    pub from: usize,
+    /// Whether somebody wants to know the picks.
+    pub logged: bool,
 }
 
 /// Residency and the threads that change it.
@@ -228,78 +242,60 @@ impl Hybrid {
         }
     }
 
-    /// Runs a layer's experts, and before them its home's steps from `from` on. Returns when all but the home GPU are done.
-    pub fn run_layer(
-        &mut self,
-        layer: usize,
-        from: usize,
-        cpu: &mut Cpu,
-        gpus: &mut [Gpu],
-        env: &Env,
-        logged: bool,
-    ) -> Result<(), BackendError> {
+    /// Runs a layer's experts, and before them its home's steps from `run.from` on. Returns when all but the home GPU are
+    /// done.
+    pub fn run_layer(&mut self, layer: usize, run: &mut LayerRun) -> Result<(), BackendError> {
         match self.layers[layer] {
-            Some(info @ Layer { home: Some(home), .. }) => {
-                self.run_gpu_layer((layer, info), home, from, cpu, gpus, env, logged)
-            }
-            Some(info) => self.run_cpu_layer((layer, info), from, cpu, gpus, env),
+            Some(info @ Layer { home: Some(home), .. }) => self.run_gpu_layer((layer, info), home, run),
+            Some(info) => self.run_cpu_layer((layer, info), run),
             None => Ok(()),
         }
     }
 
     /// Of a layer whose other steps run on the CPU: hits run on the GPUs that hold them, and what they add comes back.
-    fn run_cpu_layer(
-        &mut self,
-        (layer, info): (usize, Layer),
-        from: usize,
-        cpu: &mut Cpu,
-        gpus: &mut [Gpu],
-        env: &Env,
-    ) -> Result<(), BackendError> {
-        let Layer { step, x, picks, out, used, widths, .. } = info;
-        let t = env.tokens.len();
-        cpu.run(from..step, env)?;
+    fn run_cpu_layer(&mut self, (layer, info): (usize, Layer), run: &mut LayerRun) -> Result<(), BackendError> {
+        let Layer { step, op, widths, .. } = info;
+        let LayerRun { cpu, gpus, env, from, .. } = run;
+        let (env, t, used) = (*env, env.tokens.len(), op.used);
+        cpu.run(*from..step, env)?;
         self.rows.resize(t * 2 * used, 0.0);
-        cpu.read(picks, &mut self.rows)?;
+        cpu.read(op.picks, &mut self.rows)?;
         self.keep_picks(layer, used);
         let (others, misses) = self.mask(layer, info, self.with_cache, &[], env);
         if others.is_empty() {
             return cpu.run(step..step + 1, env);
         }
         self.x.resize(t * widths[0], 0.0);
-        cpu.read(x, &mut self.x)?;
+        cpu.read(op.x, &mut self.x)?;
         self.submit_hits(info, &others, t, gpus)?;
         if misses > 0 {
-            cpu.write(picks, &self.masked)?;
+            cpu.write(op.picks, &self.masked)?;
             cpu.run(step..step + 1, env)?;
         }
         self.sum.resize(t * widths[1], 0.0);
-        cpu.read(out, &mut self.sum)?;
+        cpu.read(op.out, &mut self.sum)?;
         self.add_hits(info, &others, gpus)?;
-        cpu.write(out, &self.sum)
+        cpu.write(op.out, &self.sum)
     }
 
     /// Of a layer whose other steps run on a GPU.
-    #[expect(clippy::too_many_arguments, reason = "the executors are borrowed apart")]
     fn run_gpu_layer(
         &mut self,
         (layer, info): (usize, Layer),
         home: usize,
-        from: usize,
-        cpu: &mut Cpu,
-        gpus: &mut [Gpu],
-        env: &Env,
-        logged: bool,
+        run: &mut LayerRun,
     ) -> Result<(), BackendError> {
-        let Layer { step, x, picks, out, used, widths, .. } = info;
+        let Layer { step, op, widths, .. } = info;
+        let LayerRun { cpu, gpus, env, from, logged } = run;
+        let (env, from, picks, x) = (*env, *from, op.picks, op.x);
         let (t, experts) = (env.tokens.len(), self.pager.grid().experts);
         let prompt = env.prompt_tokens();
         let passes = prompt > 0 && gpus[home].wave_slots(step) > 0;
         // The guard judges generated tokens; where a prompt streams, what need not be brought is used.
         let with_cache = self.with_cache || passes;
         if with_cache && self.held[home][layer] == experts {
-            self.waves.counted.picks += (prompt * used) as u64;
-            let settled = !logged && self.pager.is_settled(layer);
+            self.waves.counted.picks += (prompt * op.used) as u64;
+            let settled = !*logged && self.pager.is_settled(layer);
             gpus[home].submit(from..step + 1, if settled { &[] } else { std::slice::from_ref(&picks) })?;
             if !settled {
                 self.late.push(layer);
@@ -329,7 +325,7 @@ impl Hybrid {
         if misses > 0 {
             cpu.write(x, &self.x)?;
             cpu.write(picks, &self.masked)?;
-            cpu.write(out, &self.sum)?;
+            cpu.write(op.out, &self.sum)?;
         }
         let mut run = || if misses > 0 { cpu.run(step..step + 1, env) } else { Ok(()) };
         let failed = if passing.is_empty() {
@@ -345,7 +341,7 @@ impl Hybrid {
             })?
         };
         if misses > 0 {
-            cpu.read(out, &mut self.sum)?;
+            cpu.read(op.out, &mut self.sum)?;
         }
         if !failed.is_empty() {
             if !elsewhere {
@@ -355,7 +351,7 @@ impl Hybrid {
             self.run_failed(layer, &failed, cpu, env)?;
         }
         self.add_hits(info, &others, gpus)?;
-        if elsewhere || !failed.is_empty() { gpus[home].add(out, &self.sum) } else { Ok(()) }
+        if elsewhere || !failed.is_empty() { gpus[home].add(op.out, &self.sum) } else { Ok(()) }
     }
 
     /// Puts into `masked` the picks that are left to the CPU when neither a GPU holds them nor they pass through one, and
@@ -368,9 +364,9 @@ impl Hybrid {
         passing.iter().for_each(|&expert| passes[expert] = true);
         self.masked.clear();
         self.masked.extend_from_slice(&self.rows);
-        for (token, row) in self.masked.chunks_exact_mut(2 * info.used).enumerate() {
+        for (token, row) in self.masked.chunks_exact_mut(2 * info.op.used).enumerate() {
             let before = misses;
-            for id in &mut row[..info.used] {
+            for id in &mut row[..info.op.used] {
                 let expert = id.to_bits() as usize;
                 match self.pager.place(layer, expert) {
                     Place::Resident { pool, .. } if with_cache => {
@@ -385,7 +381,7 @@ impl Hybrid {
                 }
             }
             if env.phase(token) == Phase::Prompt {
-                self.waves.counted.picks += info.used as u64;
+                self.waves.counted.picks += info.op.used as u64;
                 self.waves.counted.cpu_picks += misses - before;
             }
         }
@@ -394,7 +390,7 @@ impl Hybrid {
 
     /// Has GPUs that are not a layer's home compute the hits that they hold, from `x` and `rows`.
     fn submit_hits(&mut self, info: Layer, others: &[usize], t: usize, gpus: &mut [Gpu]) -> Result<(), BackendError> {
-        let Layer { step, x, picks, out, widths, .. } = info;
+        let Layer { step, op: Experts { x, picks, out, .. }, widths, .. } = info;
         self.part.clear();
         self.part.resize(t * widths[1], 0.0);
         for &gpu in others {
@@ -409,7 +405,7 @@ impl Hybrid {
     /// Adds what they computed to `sum`.
     fn add_hits(&mut self, info: Layer, others: &[usize], gpus: &mut [Gpu]) -> Result<(), BackendError> {
         for &gpu in others {
-            gpus[gpu].read(info.out, &mut self.part)?;
+            gpus[gpu].read(info.op.out, &mut self.part)?;
             self.sum.iter_mut().zip(&self.part).for_each(|(sum, part)| *sum += part);
         }
         Ok(())
@@ -417,7 +413,7 @@ impl Hybrid {
 
     /// Reads a layer's picks into `rows` and remembers the ids.
     fn read_picks(&mut self, layer: usize, t: usize, gpu: &mut Gpu) -> Result<(), BackendError> {
-        let Some(Layer { picks, used, .. }) = self.layers[layer] else { return Ok(()) };
+        let Some(Layer { op: Experts { picks, used, .. }, .. }) = self.layers[layer] else { return Ok(()) };
         self.rows.resize(t * 2 * used, 0.0);
         gpu.read(picks, &mut self.rows)?;
         self.keep_picks(layer, used);
@@ -453,7 +449,7 @@ impl Hybrid {
             let prompt = env.phase(token) == Phase::Prompt;
             generated += u64::from(!prompt);
             for (layer, found) in self.layers.iter().enumerate() {
-                let Some(Layer { used, .. }) = found else { continue };
+                let Some(Layer { op: Experts { used, .. }, .. }) = found else { continue };
                 let ids = self.picked[layer].get(token * used..(token + 1) * used);
                 let experts = ids.unwrap_or_default().iter().map(|&id| id as usize);
                 match (prompt, ids) {
@@ -537,28 +533,11 @@ impl Drop for Hybrid {
 
 /// The mixture layers of a plan that have slots.
 fn layers(plan: &Plan, slots: &SlotPlan) -> Vec<Option<Layer>> {
-    let routers: Vec<WeightId> = plan
-        .steps
-        .iter()
-        .filter_map(|step| match step.op {
-            Op::Router { weight, .. } => Some(weight),
-            _ => None,
-        })
-        .collect();
-    slots
-        .layers
-        .iter()
-        .zip(routers)
-        .map(|(place, router)| {
-            let (step, home) = (*place)?;
-            match plan.steps[step].op {
-                Op::Experts { x, picks, used, gate, up, down, out, .. } => {
-                    let widths = [x, out].map(|slot| plan.slot(slot).width);
-                    let tensors = [gate, up, down];
-                    Some(Layer { step, home, x, picks, out, used, router, tensors, widths })
-                }
-                _ => None,
-            }
-        })
-        .collect()
+    let layer = |(mixture, place): (&Mixture, &Option<(usize, Option<usize>)>)| {
+        let (step, home) = (*place)?;
+        let op = mixture.experts;
+        let widths = [op.x, op.out].map(|slot| plan.slot(slot).width);
+        Some(Layer { step, home, op, router: mixture.router.weight, widths })
+    };
+    plan.mixtures.iter().zip(&slots.layers).map(layer).collect()
 }

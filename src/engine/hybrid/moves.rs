@@ -36,8 +36,8 @@ impl Hybrid {
             if let Some((layer, expert)) = promotion.evicted {
                 self.unmap(gpu, layer, expert);
             }
-            let Some(Layer { tensors, .. }) = self.layers[promotion.layer] else { continue };
-            if let Err(job) = self.uploads[gpu].send(Job { promotion, pool, tensors }) {
+            let Some(layer) = self.layers[promotion.layer] else { continue };
+            if let Err(job) = self.uploads[gpu].send(Job { promotion, pool, tensors: layer.tensors() }) {
                 self.pager.failed(&job.promotion);
             }
         }
@@ -106,8 +106,8 @@ impl Hybrid {
     }
 
     fn set_away(&self, layer: usize, expert: usize, away: bool) {
-        if let (Some(tier), Some(Layer { tensors, .. })) = (&self.tier, self.layers[layer])
-            && let Some((layer, _)) = tier.place(tensors[0])
+        if let (Some(tier), Some(Layer { op, .. })) = (&self.tier, self.layers[layer])
+            && let Some((layer, _)) = tier.place(op.gate)
         {
             tier.store.set_away(layer, expert, away);
         }

@@ -15,7 +15,7 @@ use crate::experts::tier::Tier;
 use crate::experts::waves::{Expert, Settled, WaveRates, share, share_evenly, touched};
 use crate::experts::{Grid, Place};
 use crate::gpu::Gpu;
-use crate::plan::WeightId;
+use crate::plan::{Experts, WeightId};
 use crate::weights::Weights;
 
 /// Part of a layer's experts that a batch must pick before some are brought unasked: what nobody picks is brought in vain.
@@ -66,13 +66,13 @@ impl Waves {
         bytes: u64,
     ) -> Result<(usize, Vec<usize>), String> {
         let half = self.turns[home] % 2;
-        let in_tier = self.tier.as_ref().and_then(|tier| Some((tier, tier.place(layer.tensors[0])?.0)));
+        let in_tier = self.tier.as_ref().and_then(|tier| Some((tier, tier.place(layer.op.gate)?.0)));
         let lend = |&expert: &usize| in_tier.and_then(|(tier, at)| Some((expert, tier.store.lend(at, expert)?)));
         let loans: Vec<(usize, Loan)> = experts.iter().filter_map(lend).collect();
         let (experts, parts): (Vec<usize>, Vec<[&[u8]; 3]>) = match in_tier {
             Some(_) => loans.iter().map(|(expert, loan)| (*expert, loan.parts())).unzip(),
             None => {
-                let parts = |expert: usize| layer.tensors.map(|id| self.weights.expert(id, expert));
+                let parts = |expert: usize| layer.tensors().map(|id| self.weights.expert(id, expert));
                 experts.iter().map(|&expert| (expert, parts(expert))).unzip()
             }
         };
@@ -125,7 +125,7 @@ impl Hybrid {
             (Some(_), _) => true,
             (None, Some(rates)) => {
                 let (expert, [experts, used]) =
-                    (self.waves.expert(grid, layer, info.tensors), [grid.experts, info.used]);
+                    (self.waves.expert(grid, layer, info.tensors()), [grid.experts, info.op.used]);
                 touched(experts as f64, used as f64, t as f64) >= SURE * experts as f64
                     && share_evenly(rates, expert, [experts, used], t).streamed.len() >= wave
             }
@@ -136,7 +136,7 @@ impl Hybrid {
         }
         let scores = self.pager.scores();
         let score = |expert: usize| scores.crf(grid.entry(layer, expert));
-        let may_pass = |&e: &usize| self.is_missing(layer, e) && self.waves.is_at_hand(info.tensors, e);
+        let may_pass = |&e: &usize| self.is_missing(layer, e) && self.waves.is_at_hand(info.tensors(), e);
         let mut experts: Vec<usize> = (0..grid.experts).filter(may_pass).collect();
         experts.sort_by(|&a, &b| score(b).total_cmp(&score(a)));
         experts.truncate(wave);
@@ -156,7 +156,10 @@ impl Hybrid {
     /// Of a layer whose picks were read: the missing experts that pass through its home GPU, in order. What was brought ahead
     /// passes in any case.
     pub(super) fn passing(&self, layer: usize) -> Vec<usize> {
-        let Some(Layer { tensors, home: Some(home), used, .. }) = self.layers[layer] else { return vec![] };
+        let Some(info @ Layer { home: Some(home), op: Experts { used, .. }, .. }) = self.layers[layer] else {
+            return vec![];
+        };
+        let tensors = info.tensors();
         let grid = self.pager.grid();
         let mut tokens = vec![0_u32; grid.experts];
         self.picked[layer].iter().for_each(|&id| tokens[id as usize] += 1);
@@ -249,7 +252,8 @@ impl Hybrid {
         cpu: &mut Cpu,
         env: &Env,
     ) -> Result<(), BackendError> {
-        let Some(Layer { step, x, picks, out, used, .. }) = self.layers[layer] else { return Ok(()) };
+        let Some(Layer { step, op, .. }) = self.layers[layer] else { return Ok(()) };
+        let Experts { x, picks, out, used, .. } = op;
         self.masked.clear();
         self.masked.extend_from_slice(&self.rows);
         for id in self.masked.chunks_exact_mut(2 * used).flat_map(|row| &mut row[..used]) {

@@ -12,7 +12,7 @@ use crate::gpu::device::Device;
 use crate::gpu::error::GpuError;
 use crate::gpu::kernels::{AttentionShape, Kernel};
 use crate::gpu::pipelines::{Call, Recorder};
-use crate::plan::{Heads, Kv, KvId, Norm, Op, PAGE_TOKENS, RopeId, RopeLayout, Slot};
+use crate::plan::{self, Heads, Kv, KvId, Norm, Op, PAGE_TOKENS, RopeId, RopeLayout};
 
 /// Workgroups that a step is split into at most, for one token and for a batch.
 const NARROW_WORKGROUPS: usize = 512;
@@ -126,9 +126,9 @@ pub(in crate::gpu) struct TileSets(Vec<usize>); // tokens of a tile
 impl TileSets {
     pub(in crate::gpu) fn new<'a>(ops: impl Iterator<Item = &'a Op>) -> TileSets {
         let mut sets: Vec<usize> = ops
-            .filter_map(|op| match op {
-                Op::Attention { heads, .. } => Some([AttentionPlan::narrow(*heads), AttentionPlan::wide(*heads)]),
-                _ => None,
+            .filter_map(|op| {
+                let Op::Attention(op) = op else { return None };
+                Some([AttentionPlan::narrow(op.heads), AttentionPlan::wide(op.heads)])
             })
             .flatten()
             .map(|plan| plan.tile_tokens)
@@ -214,7 +214,7 @@ struct RopeParams {
     page_group: u32,
 }
 
-/// `Op::RopeStore`.
+/// `plan::RopeStore`.
 pub(in crate::gpu) struct RopeStore {
     call: Call<RopeParams>,
     rope: Option<RopeId>,
@@ -222,14 +222,8 @@ pub(in crate::gpu) struct RopeStore {
 }
 
 impl RopeStore {
-    pub(super) fn new(
-        setup: &mut Setup,
-        [q, k, v]: [Slot; 3],
-        heads: Heads,
-        [q_norm, k_norm]: [Option<Norm>; 2],
-        rope: Option<RopeId>,
-        kv: KvId,
-    ) -> Result<RopeStore, GpuError> {
+    pub(super) fn new(setup: &mut Setup, op: &plan::RopeStore) -> Result<RopeStore, GpuError> {
+        let &plan::RopeStore { q, k, v, heads, q_norm, k_norm, rope, kv } = op;
         let [(q, q_buffer), (k, k_buffer), (v, v_buffer)] = [q, k, v].map(|slot| setup.slots.of(slot));
         let table = rope.map(|id| &setup.plan.ropes[id.0 as usize]);
         let norm_at = |norm: Option<Norm>| norm.map_or(NONE, |norm| setup.vectors.norm(norm.weight));
@@ -307,7 +301,7 @@ struct MergeParams {
     out_stride: u32,
 }
 
-/// `Op::Attention`.
+/// `plan::Attention`.
 pub(in crate::gpu) struct Attention {
     heads: Heads,
     kv: KvId,
@@ -327,15 +321,8 @@ struct Variant {
 }
 
 impl Attention {
-    pub(super) fn new(
-        setup: &mut Setup,
-        q: Slot,
-        heads: Heads,
-        kv: KvId,
-        scale: f32,
-        window: Option<u32>,
-        out: Slot,
-    ) -> Result<Attention, GpuError> {
+    pub(super) fn new(setup: &mut Setup, op: &plan::Attention) -> Result<Attention, GpuError> {
+        let &plan::Attention { q, heads, kv, scale, window, out } = op;
         if let Some(why) = refusal(heads, setup.kv_format) {
             return Err(GpuError::Unsupported { what: "attention".to_owned(), why });
         }

@@ -15,7 +15,7 @@ use crate::gpu::layout::Layout;
 use crate::gpu::matrix::{Matrix, Rows};
 use crate::gpu::pipelines::{Call, Recorder};
 use crate::gpu::slots::{View, padded, stacks};
-use crate::plan::{Activation, Norm, Part, Slot, WeightId};
+use crate::plan::{self, GatedUp, Norm, RmsNorm, Slot, WeightId};
 
 #[repr(C)]
 #[derive(Clone, Copy, NoUninit)]
@@ -132,9 +132,10 @@ pub(super) fn announce_input(setup: &mut Setup, x: Slot, normed: bool) {
     }
 }
 
-pub(super) fn announce_gate(setup: &mut Setup, gate: WeightId, up: WeightId) {
-    if Rows::Paired(gate, up).problem(setup.plan).is_some() {
-        let values = setup.batch * padded(setup.plan.weight(gate).rows);
+pub(super) fn announce_gated(setup: &mut Setup, op: &GatedUp) {
+    announce_input(setup, op.x, op.norm.is_some());
+    if Rows::Paired(op.gate, op.up).problem(setup.plan).is_some() {
+        let values = setup.batch * padded(setup.plan.weight(op.gate).rows);
         setup.want_scratch("gate", values);
         setup.want_scratch("up", values);
     }
@@ -296,14 +297,15 @@ fn int8_blocks(matrix: &Matrix) -> Option<u32> {
     (packed && blocks * BLOCK_BYTES <= 16 << 10).then_some(blocks as u32)
 }
 
-/// `Op::Embed`.
+/// `plan::Embed`.
 pub(in crate::gpu) struct Embed {
     matrix: Arc<Matrix>,
     banks: Vec<Call<EmbedParams>>,
 }
 
 impl Embed {
-    pub(super) fn new(setup: &mut Setup, table: WeightId, scale: f32, out: Slot) -> Result<Embed, GpuError> {
+    pub(super) fn new(setup: &mut Setup, op: &plan::Embed) -> Result<Embed, GpuError> {
+        let &plan::Embed { table, scale, out } = op;
         let matrix = setup.matrix(Rows::Stacked(vec![table]))?;
         let (view, buffer) = setup.slots.of(out);
         let mut banks = vec![];
@@ -333,13 +335,13 @@ impl Embed {
     }
 }
 
-/// `Op::RmsNorm`.
+/// `plan::RmsNorm`.
 pub(in crate::gpu) struct NormStep(Call<NormParams>);
 
 impl NormStep {
-    pub(super) fn new(setup: &mut Setup, x: Slot, norm: Norm, out: Slot, add: bool) -> Result<NormStep, GpuError> {
-        let (x, out) = (setup.slots.of(x), setup.slots.of(out));
-        Ok(NormStep(norm_call(setup, x, norm, out, add)?))
+    pub(super) fn new(setup: &mut Setup, op: &RmsNorm) -> Result<NormStep, GpuError> {
+        let (x, out) = (setup.slots.of(op.x), setup.slots.of(op.out));
+        Ok(NormStep(norm_call(setup, x, op.norm, out, op.add)?))
     }
 
     pub(super) fn record(&self, recorder: &mut Recorder, tokens: usize) {
@@ -347,20 +349,15 @@ impl NormStep {
     }
 }
 
-/// `Op::Linear`.
+/// `plan::Linear`.
 pub(in crate::gpu) struct Linear {
     input: Input,
     products: Vec<Product>,
 }
 
 impl Linear {
-    pub(super) fn new(
-        setup: &mut Setup,
-        x: Slot,
-        norm: Option<Norm>,
-        parts: &[Part],
-        add: bool,
-    ) -> Result<Linear, GpuError> {
+    pub(super) fn new(setup: &mut Setup, op: &plan::Linear) -> Result<Linear, GpuError> {
+        let &plan::Linear { x, norm, ref parts, add } = op;
         let tail = parts.iter().map(|part| setup.plan.weight(part.weight)).any(|w| has_tail(w.format, w.k));
         let input = Input::new(setup, x, norm, tail)?;
         let mut products = vec![];
@@ -379,7 +376,7 @@ impl Linear {
     }
 }
 
-/// `Op::GatedUp`.
+/// `plan::GatedUp`.
 pub(in crate::gpu) struct Gated {
     input: Input,
     products: Vec<Product>,
@@ -388,14 +385,8 @@ pub(in crate::gpu) struct Gated {
 }
 
 impl Gated {
-    pub(super) fn new(
-        setup: &mut Setup,
-        x: Slot,
-        norm: Option<Norm>,
-        [gate, up]: [WeightId; 2],
-        act: Activation,
-        out: Slot,
-    ) -> Result<Gated, GpuError> {
+    pub(super) fn new(setup: &mut Setup, op: &GatedUp) -> Result<Gated, GpuError> {
+        let &GatedUp { x, norm, gate, up, act, out } = op;
         let weight = setup.plan.weight(gate);
         let (ff, tail) = (weight.rows, has_tail(weight.format, weight.k));
         let input = Input::new(setup, x, norm, tail || has_tail(setup.plan.weight(up).format, weight.k))?;
@@ -433,12 +424,12 @@ impl Gated {
     }
 }
 
-/// `Op::TakeRows`.
+/// `plan::TakeRows`.
 pub(in crate::gpu) struct TakeRows(Call<TakeRowsParams>);
 
 impl TakeRows {
-    pub(super) fn new(setup: &mut Setup, x: Slot, out: Slot) -> Result<TakeRows, GpuError> {
-        let ((x, x_buffer), (out, out_buffer)) = (setup.slots.of(x), setup.slots.of(out));
+    pub(super) fn new(setup: &mut Setup, op: &plan::TakeRows) -> Result<TakeRows, GpuError> {
+        let ((x, x_buffer), (out, out_buffer)) = (setup.slots.of(op.x), setup.slots.of(op.out));
         let params = TakeRowsParams {
             n: x.width as u32,
             x_at: x.at as u32,

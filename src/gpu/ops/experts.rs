@@ -18,7 +18,7 @@ use crate::gpu::kernels::{Kernel, gate as gate_override, tile_overrides};
 use crate::gpu::matrix::{Bank, Matrix, Rows};
 use crate::gpu::pipelines::{Call, Recorder};
 use crate::gpu::slots::{View, padded, values_bytes};
-use crate::plan::{Activation, Gating, Plan, Slot, WeightId};
+use crate::plan::{self, Plan, Routing, Score, WeightId};
 
 /// Experts that the grouping and routing kernels hold.
 pub(super) const MAX_EXPERTS: usize = 1024;
@@ -76,12 +76,13 @@ struct SumParams {
     out_stride: u32,
 }
 
-pub(super) fn announce_router(setup: &mut Setup, weight: WeightId) {
-    let values = setup.batch * padded(setup.plan.weight(weight).rows);
+pub(super) fn announce_router(setup: &mut Setup, op: &plan::Router) {
+    let values = setup.batch * padded(setup.plan.weight(op.weight).rows);
     setup.want_scratch("router logits", values);
 }
 
-pub(super) fn announce(setup: &mut Setup, used: usize, down: WeightId) {
+pub(super) fn announce(setup: &mut Setup, op: &plan::Experts) {
+    let (used, down) = (op.used, op.down);
     let (n, ff) = (setup.plan.weight(down).rows, setup.plan.weight(down).k);
     setup.want_scratch("expert activations", setup.batch * used * padded(ff));
     if setup.batch > FEW_TOKENS {
@@ -90,30 +91,39 @@ pub(super) fn announce(setup: &mut Setup, used: usize, down: WeightId) {
     }
 }
 
-pub(super) fn router_refusal(plan: &Plan, weight: WeightId, used: usize) -> Option<String> {
-    let experts = plan.weight(weight).rows;
-    (experts > MAX_EXPERTS || used > experts)
-        .then(|| format!("it routes over {experts} experts, at most {MAX_EXPERTS}"))
+pub(super) fn router_refusal(plan: &Plan, op: &plan::Router) -> Option<String> {
+    let experts = plan.weight(op.weight).rows;
+    if experts > MAX_EXPERTS || op.routing.used > experts {
+        return Some(format!("it routes over {experts} experts, at most {MAX_EXPERTS}"));
+    }
+    let why = || "it chooses experts by more than the softmax of their logits".to_owned();
+    normalizes(&op.routing).is_none().then(why)
 }
 
-/// `Op::Router`.
+/// Whether the kernel, which knows the softmax alone, divides by the sum over the chosen experts or over all; `None` where
+/// it would choose or weigh wrongly. The softmax over those that were chosen is that over all, divided by their sum.
+fn normalizes(routing: &Routing) -> Option<bool> {
+    let normalizes = match routing.score {
+        Score::Softmax => Some(routing.normalize),
+        Score::SoftmaxAfter => Some(true),
+        Score::Sigmoid => None,
+    };
+    normalizes.filter(|_| routing.is_by_logits())
+}
+
+/// `plan::Router`.
 pub(in crate::gpu) struct Router {
     logits: (Input, Product),
     pick: Call<RouterParams>,
 }
 
 impl Router {
-    pub(super) fn new(
-        setup: &mut Setup,
-        x: Slot,
-        weight: WeightId,
-        used: usize,
-        gating: Gating,
-        normalize: bool,
-        scale: f32,
-        picks: Slot,
-    ) -> Result<Router, GpuError> {
-        let Gating::Softmax = gating;
+    pub(super) fn new(setup: &mut Setup, op: &plan::Router) -> Result<Router, GpuError> {
+        let &plan::Router { x, weight, routing, picks } = op;
+        let Some(normalize) = normalizes(&routing) else {
+            let why = "the kernel knows only the softmax of the logits".to_owned();
+            return Err(GpuError::Unsupported { what: "this router".to_owned(), why });
+        };
         let experts = setup.plan.weight(weight).rows;
         let scratch = setup.scratch("router logits")?;
         let (picks, picks_buffer) = setup.slots.of(picks);
@@ -121,10 +131,10 @@ impl Router {
         let logits = plain_product(setup, weight, x, Place { view, buffer: &scratch })?;
         let params = RouterParams {
             experts: experts as u32,
-            used: used as u32,
+            used: routing.used as u32,
             logits_stride: view.stride as u32,
             picks_stride: picks.stride as u32,
-            scale,
+            scale: routing.scale,
         };
         let overrides = [("NORMALIZE", normalize.into())];
         let pick = setup.device.call(Kernel::Router, &overrides, &[&scratch, picks_buffer], params)?;
@@ -147,7 +157,7 @@ struct BankCalls {
     tiles: Vec<(usize, Call<ExpertsParams>)>,
 }
 
-/// `Op::Experts`.
+/// `plan::Experts`.
 pub(in crate::gpu) struct Experts {
     used: usize,
     weights: ExpertWeights,
@@ -180,11 +190,10 @@ struct Layer<'a> {
 impl Experts {
     pub(in crate::gpu) fn new(
         setup: &mut Setup,
-        [x, picks, out]: [Slot; 3],
-        used: usize,
+        op: &plan::Experts,
         weights: ExpertWeights,
-        act: Activation,
     ) -> Result<Experts, GpuError> {
+        let &plan::Experts { x, picks, used, act, out, .. } = op;
         let ExpertWeights { up, down, .. } = &weights;
         let hidden = setup.scratch("expert activations")?;
         let batched = setup.batch > FEW_TOKENS;
