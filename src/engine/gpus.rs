@@ -115,18 +115,17 @@ impl Sizes {
 
 impl Outline {
     /// Everything on the CPU.
-    pub fn cpu(plan: Plan) -> Outline {
-        let plan = Arc::new(plan);
+    pub fn cpu(plan: Arc<Plan>) -> Outline {
         Outline { plan, adapters: vec![], budgets: vec![], slots: None, batch: None, devices: None }
     }
 
     /// The placement that the configuration asks for.
-    pub fn new(plan: &Plan, config: &EngineConfig) -> Result<Outline, EngineError> {
+    pub fn new(plan: &Arc<Plan>, config: &EngineConfig) -> Result<Outline, EngineError> {
         let gpu = &config.gpu;
         let devices = match &gpu.choice {
-            GpuChoice::Off => return Ok(Outline::cpu(plan.clone())),
+            GpuChoice::Off => return Ok(Outline::cpu(Arc::clone(plan))),
             // Inputs are observed where the CPU computes.
-            GpuChoice::Auto if config.observe_inputs => return Ok(Outline::cpu(plan.clone())),
+            GpuChoice::Auto if config.observe_inputs => return Ok(Outline::cpu(Arc::clone(plan))),
             GpuChoice::Auto | GpuChoice::These(_) => {
                 Devices::list_as(gpu.listing.unwrap_or(Listing::from_environment()))
             }
@@ -178,7 +177,7 @@ impl Outline {
     }
 
     /// The same, by figures of the GPUs, which are measured where none are kept.
-    pub fn measured(plan: &Plan, config: &EngineConfig) -> Result<Outline, EngineError> {
+    pub fn measured(plan: &Arc<Plan>, config: &EngineConfig) -> Result<Outline, EngineError> {
         let outline = Outline::new(plan, config)?;
         if outline.measure(config) { Outline::new(plan, config) } else { Ok(outline) }
     }

@@ -188,7 +188,10 @@ struct Observers {
 /// A loaded model.
 pub struct Engine {
     gguf: Gguf,
+    /// As the executors run it.
     plan: Arc<Plan>,
+    /// Before anything was placed.
+    unplaced: Arc<Plan>,
     /// `None` after it could not be made again.
     backend: Option<Split>,
     pages: Pages,
@@ -222,8 +225,8 @@ impl Engine {
         if config.observe_inputs && matches!(config.gpu.choice, GpuChoice::These(_)) {
             return Err(EngineError::ObservedOnGpu);
         }
-        let plan = models::plan(&gguf, &config.rope)?;
-        let outline = Outline::measured(&plan, config);
+        let unplaced = Arc::new(models::plan(&gguf, &config.rope)?);
+        let outline = Outline::measured(&unplaced, config);
         // Whatever replaces these executors later runs as many tokens.
         let longer = outline.as_ref().ok().and_then(|outline| outline.batch);
         let usual = config.batch;
@@ -234,7 +237,7 @@ impl Engine {
                 Err(e) if config.gpu.choice == GpuChoice::Auto && e.is_of_gpu() => {
                     config.tell_of_cpu(&e);
                     config.batch = usual;
-                    Engine::backend(&gguf, Ok(Outline::cpu(plan)), &config)?
+                    Engine::backend(&gguf, Ok(Outline::cpu(Arc::clone(&unplaced))), &config)?
                 }
                 Err(e) => return Err(e),
             };
@@ -247,6 +250,7 @@ impl Engine {
         Ok(Engine {
             gguf,
             plan,
+            unplaced,
             backend: Some(backend),
             pages: Pages::new(pages),
             context,
@@ -268,7 +272,7 @@ impl Engine {
 
     /// The placement that `new` would choose, from the header alone.
     pub fn outline(gguf: &Gguf, config: &EngineConfig) -> Result<Outline, EngineError> {
-        let plan = models::plan(gguf, &config.rope)?;
+        let plan = Arc::new(models::plan(gguf, &config.rope)?);
         match Outline::new(&plan, config) {
             Err(e) if config.gpu.choice == GpuChoice::Auto && e.is_of_gpu() => {
                 config.tell_of_cpu(&e);
@@ -353,7 +357,7 @@ impl Engine {
         (self.config.notice)(&format!("going on with the CPU: {e}"));
         self.rival.fail();
         self.paged = None;
-        self.replace(Outline::cpu(models::plan(&self.gguf, &self.config.rope)?))
+        self.replace(Outline::cpu(Arc::clone(&self.unplaced)))
     }
 
     /// Other executors; what the old ones cached is gone.
@@ -445,7 +449,9 @@ impl Engine {
     fn compute(&mut self, env: &Env) -> Result<(), EngineError> {
         let backend = split(&mut self.backend)?;
         backend.fit_cache(self.pages.in_use())?;
-        backend.run(0..self.plan.steps.len(), env)?;
+        backend.begin(env)?;
+        backend.run(self.plan.sections.forward(), env)?;
+        backend.end(env)?;
         self.logits.resize(env.rows.len() * self.plan.vocab, 0.0);
         if !env.rows.is_empty() {
             backend.read(self.plan.logits, &mut self.logits)?;
@@ -458,7 +464,11 @@ impl Engine {
         let mut best = vec![None; env.rows.len()];
         let backend = split(&mut self.backend)?;
         backend.fit_cache(self.pages.in_use())?;
-        backend.run_best(0..self.plan.steps.len(), env, (self.plan.logits, self.plan.vocab), &mut best)?;
+        backend.begin(env)?;
+        backend.submit_best(self.plan.sections.forward(), env)?;
+        // While a GPU still computes.
+        backend.end(env)?;
+        backend.read_best(env, (self.plan.logits, self.plan.vocab), &mut best)?;
         self.logits.clear();
         self.best = best.last().copied().flatten();
         self.record(env)
@@ -481,7 +491,7 @@ impl Engine {
     }
 
     /// Runs one batch step by step on a fresh timeline; `see` gets each step's index and the rows of every slot that it
-    /// wrote. For finding the first step at which two implementations part.
+    /// wrote. For finding the first step at which two implementations part: nothing learns from such a run.
     pub fn trace(
         &mut self,
         ids: &[u32],
@@ -500,9 +510,11 @@ impl Engine {
         let rows: Vec<u32> = (0..ids.len() as u32).collect();
         let tables: &[&[u32]] = &[&pages];
         let env = Env { tokens: &tokens, rows: &rows, seqs: &[Seq::new(tables, Phase::Prompt)] };
-        let mut result = split(&mut self.backend)?.fit_cache(self.pages.in_use()).map_err(EngineError::from);
+        let backend = split(&mut self.backend)?;
+        let begun = backend.fit_cache(self.pages.in_use()).and_then(|()| backend.begin(&env));
+        let mut result = begun.map_err(EngineError::from);
         let mut values = vec![];
-        let steps = if result.is_ok() { 0..self.plan.steps.len() } else { 0..0 };
+        let steps = if result.is_ok() { self.plan.sections.forward() } else { 0..0 };
         'steps: for at in steps {
             if let Err(e) = split(&mut self.backend)?.run(at..at + 1, &env) {
                 result = Err(e.into());

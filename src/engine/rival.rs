@@ -4,6 +4,7 @@
 //! sessions compute anew what they had cached. So it begins between two generated tokens, and not while much is cached.
 //! Whole layers stay when they are faster; else the pager comes back with its verdict and what it had counted.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::gpus::Outline;
@@ -12,7 +13,6 @@ use super::{Engine, EngineConfig, EngineError, GpuChoice, kept_gpu_rates};
 use crate::experts::rates::GpuRates;
 use crate::experts::{GpuWork, Verdict, Work, predict};
 use crate::gpu::{AdapterReport, Gpu, GpuError, dispatches};
-use crate::models;
 use crate::plan::{PAGE_TOKENS, Plan, Side, Stage, stages};
 
 /// Cached tokens that a trial may make the model compute again.
@@ -75,8 +75,7 @@ impl Engine {
         }
         let (Verdict::Keeps { without, .. } | Verdict::SwitchedOff { without, .. }) = verdict else { return None };
         let home = self.config.rates.as_ref()?;
-        let plan = models::plan(&self.gguf, &self.config.rope).ok()?;
-        let whole = Outline::new(&plan, &self.whole_layers()).ok()?;
+        let whole = Outline::new(&self.unplaced, &self.whole_layers()).ok()?;
         let here: Vec<AdapterReport> = self.gpus().iter().map(|gpu: &Gpu| gpu.device().report().clone()).collect();
         let rates = |adapters: &[AdapterReport]| -> Option<Vec<GpuRates>> {
             adapters.iter().map(|adapter| kept_gpu_rates(adapter, home)).collect()
@@ -95,11 +94,10 @@ impl Engine {
     fn try_whole_layers(&mut self) -> Result<(), EngineError> {
         self.tell_rival();
         self.paged = self.expert_report();
-        let plan = models::plan(&self.gguf, &self.config.rope)?;
         let fails = self.config.experts.probe.rival.is_some_and(|probe| probe.fails);
         let outline = match fails {
             true => Err(GpuError::NoAdapter { why: "a fault was injected".to_owned() }.into()),
-            false => Outline::new(&plan, &self.whole_layers()),
+            false => Outline::new(&self.unplaced, &self.whole_layers()),
         };
         if let Err(e) = outline.and_then(|outline| self.replace(outline)) {
             self.rival.fail();
@@ -113,11 +111,10 @@ impl Engine {
     /// Goes back to paged experts, as they were before the trial.
     fn page_again(&mut self) -> Result<(), EngineError> {
         let paged = self.paged.take();
-        let plan = models::plan(&self.gguf, &self.config.rope)?;
-        match Outline::new(&plan, &self.config).and_then(|outline| self.replace(outline)) {
+        match Outline::new(&self.unplaced, &self.config).and_then(|outline| self.replace(outline)) {
             Err(e) if self.config.gpu.choice == GpuChoice::Auto && e.is_of_gpu() => {
                 (self.config.notice)(&format!("going on with the CPU: {e}"));
-                self.replace(Outline::cpu(plan))?;
+                self.replace(Outline::cpu(Arc::clone(&self.unplaced)))?;
             }
             result => result?,
         }

@@ -74,6 +74,54 @@ impl Split {
         &mut self.gpus
     }
 
+    /// Takes over what all steps of a run share; experts that arrived since the run before count from now on.
+    pub fn begin(&mut self, env: &Env) -> Result<(), BackendError> {
+        if let Some(token) = env.tokens.iter().find(|token| token.id as usize >= self.plan.vocab) {
+            return Err(BackendError::UnknownToken { id: token.id, vocab: self.plan.vocab });
+        }
+        if env.tokens.is_empty() {
+            return Ok(());
+        }
+        for gpu in &mut self.gpus {
+            gpu.begin(env)?;
+        }
+        self.hybrid.as_mut().map_or(Ok(()), |hybrid| hybrid.begin(&mut self.gpus, env))
+    }
+
+    /// As `run`, for steps that end in logits of which only each row's largest is wanted.
+    pub fn submit_best(&mut self, steps: Range<usize>, env: &Env) -> Result<(), BackendError> {
+        self.best = true;
+        let result = self.run(steps, env);
+        self.best = false;
+        result
+    }
+
+    /// The ids of the largest logits, after `submit_best`.
+    pub fn read_best(
+        &mut self,
+        env: &Env,
+        logits: (Slot, usize),
+        best: &mut [Option<u32>],
+    ) -> Result<(), BackendError> {
+        match self.home[logits.0.0 as usize] {
+            Side::Gpu(gpu) => self.gpus[gpu as usize].read_best(best),
+            // The steps are done: only the logits are looked at.
+            Side::Cpu => self.cpu.run_best(0..0, env, logits, best),
+        }
+    }
+
+    /// After the whole body was run for these tokens: what was picked is learned, and experts move.
+    pub fn end(&mut self, env: &Env) -> Result<(), BackendError> {
+        if env.tokens.is_empty() {
+            return Ok(());
+        }
+        self.cpu.age_tier(env.tokens.len())?;
+        match &mut self.hybrid {
+            Some(hybrid) => hybrid.end(&mut self.gpus, env, self.log.as_deref()),
+            None => Ok(()),
+        }
+    }
+
     /// Steps of a stage that one side runs.
     fn run_stage(&mut self, side: Side, steps: Range<usize>, wanted: &[Slot], env: &Env) -> Result<(), BackendError> {
         let plan = Arc::clone(&self.plan);
@@ -150,18 +198,10 @@ impl Split {
 }
 
 impl Backend for Split {
+    /// Between `begin` and `end`.
     fn run(&mut self, steps: Range<usize>, env: &Env) -> Result<(), BackendError> {
-        if let Some(token) = env.tokens.iter().find(|token| token.id as usize >= self.plan.vocab) {
-            return Err(BackendError::UnknownToken { id: token.id, vocab: self.plan.vocab });
-        }
         if env.tokens.is_empty() {
             return Ok(());
-        }
-        for gpu in &mut self.gpus {
-            gpu.begin(env)?;
-        }
-        if let (Some(hybrid), 0) = (&mut self.hybrid, steps.start) {
-            hybrid.begin(&mut self.gpus, env)?;
         }
         let list = std::mem::take(&mut self.stages);
         let result = list.iter().try_for_each(|stage| {
@@ -180,15 +220,7 @@ impl Backend for Split {
             }
         });
         self.stages = list;
-        result?;
-        if steps != (0..self.plan.steps.len()) {
-            return Ok(());
-        }
-        self.cpu.age_tier(env.tokens.len())?;
-        match &mut self.hybrid {
-            Some(hybrid) => hybrid.end(&mut self.gpus, env, self.log.as_deref()),
-            None => Ok(()),
-        }
+        result
     }
 
     fn run_best(
@@ -198,15 +230,8 @@ impl Backend for Split {
         logits: (Slot, usize),
         best: &mut [Option<u32>],
     ) -> Result<(), BackendError> {
-        self.best = true;
-        let result = self.run(steps.clone(), env);
-        self.best = false;
-        result?;
-        match self.home[logits.0.0 as usize] {
-            Side::Gpu(gpu) => self.gpus[gpu as usize].read_best(best),
-            // The steps are done: only the logits are looked at.
-            Side::Cpu => self.cpu.run_best(steps.end..steps.end, env, logits, best),
-        }
+        self.submit_best(steps, env)?;
+        self.read_best(env, logits, best)
     }
 
     fn read(&mut self, slot: Slot, out: &mut [f32]) -> Result<(), BackendError> {

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use super::{
     Activation, Attention, Embed, Experts, GatedUp, Heads, Kv, KvId, Linear, Norm, Op, PageGroup, Part, Plan, RmsNorm,
-    RopeId, RopeStore, RopeTable, Router, Routing, Side, Slot, SlotInfo, State, StateId, Step, TakeRows, Weight,
+    RopeId, RopeStore, RopeTable, Router, Routing, Sections, Side, Slot, SlotInfo, State, StateId, Step, TakeRows, Weight,
     WeightId, mixtures,
 };
 use crate::gguf::Gguf;
@@ -45,6 +45,8 @@ pub struct Builder<'a> {
     ropes: Vec<RopeTable>,
     layer: Option<u32>,
     layers: usize,
+    /// Where the head begins, once it has.
+    head_at: Option<usize>,
     taken: bool,
 }
 
@@ -64,6 +66,7 @@ impl<'a> Builder<'a> {
             ropes: vec![],
             layer: None,
             layers: 0,
+            head_at: None,
             taken: false,
         }
     }
@@ -79,8 +82,9 @@ impl<'a> Builder<'a> {
         self.layers = self.layers.max(layer + 1);
     }
 
-    /// Steps and tensor names that follow belong to no layer.
+    /// Steps and tensor names that follow belong to no layer: the head begins.
     pub fn end_layers(&mut self) {
+        self.head_at = Some(self.steps.len());
         self.layer = None;
     }
 
@@ -287,8 +291,11 @@ impl<'a> Builder<'a> {
     pub fn finish(self, hidden: Slot, logits: Slot, context: usize) -> Plan {
         let slots = share_buffers(&self.steps, &self.widths, &[hidden, logits]);
         let vocab = self.widths[logits.0 as usize].0;
+        let end = self.steps.len();
+        let head_at = self.head_at.unwrap_or(end);
         Plan {
             mixtures: mixtures(&self.steps),
+            sections: Sections { body: 0..head_at, head: head_at..end, draft: end..end },
             steps: self.steps,
             slots,
             weights: self.weights,

@@ -21,6 +21,8 @@ pub use place::{Room, Sides, Stage, place, stages};
 pub use rope::{RopeLayout, RopeScaling, RopeTable};
 pub use routing::{Routing, Score};
 
+use std::ops::Range;
+
 use rynd_quant::Format;
 
 /// Tokens in one page of the key-value cache.
@@ -135,10 +137,29 @@ impl State {
     }
 }
 
+/// The parts of a forward pass, as ranges of its steps, one after the other.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Sections {
+    /// From the embedding to the last layer: (t) rows.
+    pub body: Range<usize>,
+    /// From the wanted rows to the logits: (r) rows.
+    pub head: Range<usize>,
+    /// What guesses tokens further on; empty when the model has no such layers.
+    pub draft: Range<usize>,
+}
+
+impl Sections {
+    /// What a run computes to get logits.
+    pub fn forward(&self) -> Range<usize> {
+        self.body.start..self.head.end
+    }
+}
+
 /// The whole forward pass of one model.
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub steps: Vec<Step>,
+    pub sections: Sections,
     pub slots: Vec<SlotInfo>,
     pub weights: Vec<Weight>,
     pub kv: Vec<Kv>,

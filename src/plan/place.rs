@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use super::{Embed, Memory, Move, Op, Plan, Side, Slot, Step, WeightId, mixtures};
+use super::{Embed, Memory, Move, Op, Plan, Sections, Side, Slot, Step, WeightId, mixtures};
 
 /// The side of each part of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,7 +150,7 @@ enum Part {
 fn part_of(plan: &Plan, step: usize) -> Part {
     match plan.steps[step].layer {
         Some(layer) => Part::Layer(layer),
-        None if plan.steps[..step].iter().any(|step| step.layer.is_some()) => Part::Head,
+        None if plan.sections.head.contains(&step) => Part::Head,
         None => Part::Embed,
     }
 }
@@ -182,6 +182,7 @@ pub fn place(plan: &Plan, sides: &Sides, refuses: &dyn Fn(&Op) -> bool) -> Plan 
     let mut placed = Plan { steps: vec![], ..plan.clone() };
     let refused = plan.memories(|_, step| refuses(&step.op));
     let stays = |op: &Op| refuses(op) || op.memories().iter().any(|memory| refused.contains(memory));
+    let mut now_at = vec![]; // where each step is now, its moves before it
     let mut valid: HashMap<Slot, Vec<Side>> = HashMap::new();
     for (at, step) in plan.steps.iter().enumerate() {
         let wanted = match (part_of(plan, at), sides.experts) {
@@ -190,6 +191,7 @@ pub fn place(plan: &Plan, sides: &Sides, refuses: &dyn Fn(&Op) -> bool) -> Plan 
             (Part::Layer(layer), _) => sides.layers[layer as usize],
             (Part::Head, _) => sides.head,
         };
+        now_at.push(placed.steps.len());
         let side = if wanted != Side::Cpu && stays(&step.op) { Side::Cpu } else { wanted };
         for slot in step.op.reads() {
             let here = valid.entry(slot).or_default();
@@ -203,6 +205,10 @@ pub fn place(plan: &Plan, sides: &Sides, refuses: &dyn Fn(&Op) -> bool) -> Plan 
         }
         placed.steps.push(Step { side, ..step.clone() });
     }
+    now_at.push(placed.steps.len());
+    let moved = |section: &Range<usize>| now_at[section.start]..now_at[section.end];
+    let Sections { body, head, draft } = &plan.sections;
+    placed.sections = Sections { body: moved(body), head: moved(head), draft: moved(draft) };
     placed.mixtures = mixtures(&placed.steps);
     placed
 }

@@ -13,7 +13,7 @@ use rynd::cpu::{Cpu, CpuConfig};
 use rynd::gguf::{Gguf, Writer};
 use rynd::gpu::{Device, Devices, Gpu, GpuConfig, Handicap};
 use rynd::plan::{
-    Kv, KvId, Op, PAGE_TOKENS, PageGroup, Plan, RopeId, RopeTable, Side, Slot, SlotInfo, Step, Weight, WeightId,
+    Kv, KvId, Op, PAGE_TOKENS, PageGroup, Plan, RopeId, RopeTable, Sections, Side, Slot, SlotInfo, Step, Weight, WeightId,
     mixtures,
 };
 use rynd::weights::Weights;
@@ -136,6 +136,7 @@ impl Case {
     pub fn new() -> Case {
         let plan = Plan {
             steps: vec![],
+            sections: Sections::default(),
             slots: vec![],
             weights: vec![],
             kv: vec![],
