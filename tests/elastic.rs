@@ -75,7 +75,7 @@ fn allocated(engine: &Engine, config: &EngineConfig) -> Vec<u64> {
     devices().map(|device| device.allocated_bytes()).collect()
 }
 
-/// Appends tokens to a timeline of both engines: logits of each must be the same.
+/// Appends tokens to a timeline of both engines, one alone as a generated one: logits of each must be the same.
 fn step(gpu: &mut Engine, cpu: &mut Engine, [a, b]: [&mut Session; 2], new: &[u32]) {
     let all = |engine: &mut Engine, session: &mut Session| {
         let mut all = vec![];
@@ -83,8 +83,13 @@ fn step(gpu: &mut Engine, cpu: &mut Engine, [a, b]: [&mut Session; 2], new: &[u3
             all.extend_from_slice(logits);
             ControlFlow::Continue(())
         };
-        session.extend(engine, new, Wanted::All, keep).unwrap();
-        all
+        match new {
+            [id] => session.decode(engine, *id, Wanted::All).unwrap().to_vec(),
+            _ => {
+                session.extend(engine, new, Wanted::All, keep).unwrap();
+                all
+            }
+        }
     };
     let (found, expected) = (all(gpu, a), all(cpu, b));
     let off = furthest(&found, &expected);

@@ -89,8 +89,8 @@ fn whatever_passes_in_waves_of_any_size_gives_the_reference() {
     for (slots, seed) in [(0, None), (ALL / 4, Some(1)), (ALL, None)] {
         for (way, wave) in [(Passing::All, 1), (Passing::All, 3), (Passing::Half, 5), (Passing::All, 16)] {
             let Some(config) = paged(&[slots], Probe { random_fill: seed, ..passing(way, wave) }) else { return };
-            // Short runs of a prompt are slow to check; waves of three experts stand for all.
-            let batch = if wave == 3 { 7 } else { 512 };
+            // Short runs of a prompt are slow to check; waves of three experts stand for all. No token is alone in its run.
+            let batch = if wave == 3 { 6 } else { 512 };
             let what = format!("{slots} slots, {way:?} in waves of {wave}, batches of {batch}");
             let prompts = check(&what, &EngineConfig { batch, ..config });
             assert!(prompts.streamed > 0 && prompts.failed == 0, "{what}: {prompts}");
@@ -104,7 +104,8 @@ fn whatever_passes_in_waves_of_any_size_gives_the_reference() {
 fn single_tokens_do_not_wait_for_waves() {
     let Some(config) = paged(&[ALL / 4], passing(Passing::All, 4)) else { return };
     let prompts = check("batches of 1", &EngineConfig { batch: 1, ..config });
-    assert_eq!(prompts, Prompts::default());
+    assert_eq!((prompts.streamed, prompts.failed), (0, 0), "{prompts}");
+    assert!(prompts.picks > 0, "{prompts}");
 }
 
 #[test]

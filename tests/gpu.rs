@@ -389,25 +389,26 @@ fn attention_over_70_000_tokens() {
 }
 
 /// Router picks of these logits, through an identity matrix.
-fn router(experts: usize, used: usize, normalize: bool) -> (Case, Slot) {
+fn router(experts: usize, used: usize, normalize: bool) -> (Case, [Slot; 2]) {
     let mut case = Case::new();
     let x = case.input(64);
     let weight = case.weight(Format::F32, &[64, experts]);
-    let picks = case.slot(2 * used);
+    let [ids, weights] = case.picks(used);
     case.push(Op::Router(plan::Router {
         x,
         weight,
         routing: Routing { normalize, scale: 1.5, ..Routing::softmax(used) },
-        picks,
+        ids,
+        weights,
     }));
-    (case, picks)
+    (case, [ids, weights])
 }
 
 #[test]
 fn routers_pick_and_weigh_as_the_cpu_does() {
     for (experts, used) in [(1, 1), (8, 2), (31, 4), (128, 8), (257, 9), (1024, 32)] {
         for (normalize, tokens) in [(true, 1), (false, 3), (true, 40)] {
-            let (case, picks) = router(experts, used, normalize);
+            let (case, [ids, weights]) = router(experts, used, normalize);
             let Some(mut gpu) = case.gpu(tokens, 4, &Setting::default()) else { return };
             let mut cpu = case.cpu(tokens, 4, KvFormat::F16);
             let batch: Vec<Token> = (0..tokens as u32).map(|pos| Token { id: 0, seq: 0, pos }).collect();
@@ -418,17 +419,43 @@ fn routers_pick_and_weigh_as_the_cpu_does() {
             }
             cpu.run(0..1, &env).unwrap();
             gpu.run(0..1, &env).unwrap();
-            let (mut expected, mut found) = (vec![0.0; tokens * 2 * used], vec![0.0; tokens * 2 * used]);
-            cpu.read(picks, &mut expected).unwrap();
-            gpu.read(picks, &mut found).unwrap();
-            for (found, expected) in found.chunks_exact(2 * used).zip(expected.chunks_exact(2 * used)) {
-                let ids = |row: &[f32]| row[..used].iter().map(|id| id.to_bits()).collect::<Vec<_>>();
-                assert_eq!(ids(found), ids(expected), "{used} of {experts}");
-                let off = nmse(&found[used..], &expected[used..]);
+            let (mut expected, mut found) = (vec![0; tokens * used], vec![0; tokens * used]);
+            cpu.read_u32(ids, &mut expected).unwrap();
+            gpu.read_u32(ids, &mut found).unwrap();
+            assert_eq!(found, expected, "{used} of {experts}");
+            let (mut expected, mut found) = (vec![0.0; tokens * used], vec![0.0; tokens * used]);
+            cpu.read(weights, &mut expected).unwrap();
+            gpu.read(weights, &mut found).unwrap();
+            for (found, expected) in found.chunks_exact(used).zip(expected.chunks_exact(used)) {
+                let off = nmse(found, expected);
                 assert!(off <= CLOSE, "{used} of {experts}: weights are {off:.1e} off");
             }
         }
     }
+}
+
+#[test]
+fn what_a_router_picked_comes_back_at_once_and_without_padding() {
+    let (case, [ids, weights]) = router(31, 5, true);
+    let Some(mut gpu) = case.gpu(7, 4, &Setting::default()) else { return };
+    let batch: Vec<Token> = (0..3).map(|pos| Token { id: 0, seq: 0, pos }).collect();
+    gpu.begin(&Env { tokens: &batch, rows: &[], seqs: &[Seq::new(&[&[0, 1]], Phase::Decode)] }).unwrap();
+    for (slot, values) in case.fill(3, 3) {
+        gpu.write(slot, &values).unwrap();
+    }
+    gpu.reset_counters();
+    gpu.submit(0..1, &[ids, weights]).unwrap();
+    let (mut found, mut mixed) = ([0; 15], [0.0; 15]);
+    gpu.read(weights, &mut mixed).unwrap();
+    gpu.read_u32(ids, &mut found).unwrap();
+    let counters = gpu.counters();
+    assert_eq!((counters.submits, counters.read_backs, counters.read_back_bytes), (1, 1, 2 * 15 * 4));
+    assert!(found.iter().all(|id| *id < 31) && mixed.iter().all(|weight| *weight > 0.0), "{found:?} {mixed:?}");
+    // What was written is what comes back, each to its own place.
+    gpu.write_u32(ids, &[7; 15]).unwrap();
+    gpu.read(weights, &mut mixed).unwrap();
+    gpu.read_u32(ids, &mut found).unwrap();
+    assert!(found == [7; 15] && mixed.iter().all(|weight| *weight > 0.0), "{found:?} {mixed:?}");
 }
 
 /// A router and its experts; the result is added to what `out` holds.
@@ -437,12 +464,12 @@ fn experts(formats: [Format; 3], [n, ff, experts, used]: [usize; 4]) -> (Case, S
     let x = case.input(n);
     let out = case.input(n);
     let router = case.weight(Format::F32, &[n, experts]);
-    let picks = case.slot(2 * used);
+    let [ids, weights] = case.picks(used);
     let gate = case.weight(formats[0], &[n, ff, experts]);
     let up = case.weight(formats[1], &[n, ff, experts]);
     let down = case.weight(formats[2], &[ff, n, experts]);
-    case.push(Op::Router(plan::Router { x, weight: router, routing: Routing::softmax(used), picks }));
-    case.push(Op::Experts(plan::Experts { x, picks, used, gate, up, down, act: Activation::Silu, out }));
+    case.push(Op::Router(plan::Router { x, weight: router, routing: Routing::softmax(used), ids, weights }));
+    case.push(Op::Experts(plan::Experts { x, ids, weights, used, gate, up, down, act: Activation::Silu, out }));
     (case, out)
 }
 

@@ -21,7 +21,7 @@ struct Mixture {
     case: Case,
     x: Slot,
     out: Slot,
-    picks: [Slot; 2],
+    picks: [[Slot; 2]; 2], // by layer
     tensors: [[WeightId; 3]; 2],
     experts: usize,
     used: usize,
@@ -34,12 +34,12 @@ fn mixture(formats: [Format; 3], [n, ff, experts, used]: [usize; 4]) -> Mixture 
     let mut layers = vec![];
     for _ in 0..2 {
         let weight = case.weight(Format::F32, &[n, experts]);
-        let picks = case.slot(2 * used);
+        let [ids, weights] = case.picks(used);
         let [gate, up] = [0, 1].map(|i| case.weight(formats[i], &[n, ff, experts]));
         let down = case.weight(formats[2], &[ff, n, experts]);
-        case.push(Op::Router(plan::Router { x, weight, routing: Routing::softmax(used), picks }));
-        case.push(Op::Experts(plan::Experts { x, picks, used, gate, up, down, act: Activation::Silu, out }));
-        layers.push((picks, [gate, up, down]));
+        case.push(Op::Router(plan::Router { x, weight, routing: Routing::softmax(used), ids, weights }));
+        case.push(Op::Experts(plan::Experts { x, ids, weights, used, gate, up, down, act: Activation::Silu, out }));
+        layers.push(([ids, weights], [gate, up, down]));
     }
     let [a, b] = [layers[0], layers[1]];
     Mixture { case, x, out, picks: [a.0, b.0], tensors: [a.1, b.1], experts, used }
@@ -105,17 +105,15 @@ impl Mixture {
         }
         for layer in 0..2 {
             cpu.run(2 * layer..2 * layer + 1, env).unwrap();
-            let mut picks = vec![0.0; t * 2 * self.used];
-            cpu.read(self.picks[layer], &mut picks).unwrap();
-            for row in picks.chunks_exact_mut(2 * self.used) {
-                let (ids, weights) = row.split_at_mut(self.used);
-                for (id, weight) in ids.iter().zip(weights) {
-                    if !counts(layer, id.to_bits() as usize) {
-                        *weight = 0.0;
-                    }
+            let (mut ids, mut weights) = (vec![0; t * self.used], vec![0.0; t * self.used]);
+            cpu.read_u32(self.picks[layer][0], &mut ids).unwrap();
+            cpu.read(self.picks[layer][1], &mut weights).unwrap();
+            for (id, weight) in ids.iter().zip(&mut weights) {
+                if !counts(layer, *id as usize) {
+                    *weight = 0.0;
                 }
             }
-            cpu.write(self.picks[layer], &picks).unwrap();
+            cpu.write(self.picks[layer][1], &weights).unwrap();
             cpu.run(2 * layer + 1..2 * layer + 2, env).unwrap();
         }
         let mut out = vec![0.0; t * self.case.width(self.out)];
@@ -297,11 +295,13 @@ fn a_gpu_sums_experts_of_steps_that_are_another_sides() {
             gpu.write(*slot, values).unwrap();
         }
         for layer in 0..2 {
-            let mut picks = vec![0.0; t * 4];
+            let (mut ids, mut weights) = (vec![0; t * mixture.used], vec![0.0; t * mixture.used]);
             cpu.write(mixture.x, &inputs.iter().find(|(slot, _)| *slot == mixture.x).unwrap().1).unwrap();
             cpu.run(2 * layer..2 * layer + 1, &env).unwrap();
-            cpu.read(mixture.picks[layer], &mut picks).unwrap();
-            gpu.write(mixture.picks[layer], &picks).unwrap();
+            cpu.read_u32(mixture.picks[layer][0], &mut ids).unwrap();
+            cpu.read(mixture.picks[layer][1], &mut weights).unwrap();
+            gpu.write_u32(mixture.picks[layer][0], &ids).unwrap();
+            gpu.write(mixture.picks[layer][1], &weights).unwrap();
             gpu.run(2 * layer + 1..2 * layer + 2, &env).unwrap();
         }
         gpu.read(mixture.out, &mut found).unwrap();
@@ -331,11 +331,11 @@ fn pools_say_what_they_can_not_hold() {
     assert!(make(vec![], 1).contains("names no step"));
     let mut mixed = Case::new();
     let x = mixed.input(256);
-    let picks = mixed.input(2);
+    let [ids, weights] = mixed.picks(1);
     let gate = mixed.weight(Format::Q4_K, &[256, 256, 2]);
     let up = mixed.weight(Format::Q6_K, &[256, 256, 2]);
     let down = mixed.weight(Format::Q6_K, &[256, 256, 2]);
-    mixed.push(Op::Experts(plan::Experts { x, picks, used: 1, gate, up, down, act: Activation::Silu, out: x }));
+    mixed.push(Op::Experts(plan::Experts { x, ids, weights, used: 1, gate, up, down, act: Activation::Silu, out: x }));
     assert!(expert_slot_bytes(mixed.weights().plan(), 0).unwrap_err().to_string().contains("can not share a kernel"));
 }
 

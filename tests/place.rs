@@ -6,7 +6,7 @@ mod header;
 
 use header::{Header, attention, more_bits, qwen_coder_30b};
 use rynd::models::{self, RopeOverride};
-use rynd::plan::{Memory, Op, Plan, Room, Side, Sides, Stage, WeightId, place, stages};
+use rynd::plan::{Memory, Op, Plan, Room, Sections, Side, Sides, SlotKind, Stage, WeightId, place, stages};
 use rynd_quant::Format;
 
 const CPU: Side = Side::Cpu;
@@ -194,5 +194,33 @@ fn mixtures_are_found_where_placement_has_put_them() {
         assert_eq!((mixture.layer, mixture.side), (before.layer, CPU));
         // The experts' input and the picks moved in between.
         assert!(mixture.experts_at > before.experts_at);
+    }
+}
+
+#[test]
+fn sections_cover_all_steps_and_moves_go_with_the_step_that_needs_them() {
+    for plan in [dense(), experts()] {
+        let mut sides = Sides::all(&plan, GPU[0]);
+        sides.head = CPU;
+        let placed = place(&plan, &sides, &|_| false);
+        assert!(placed.steps.len() > plan.steps.len());
+        for plan in [&plan, &placed] {
+            let Sections { body, head, draft } = &plan.sections;
+            assert_eq!((body.start, body.end, head.end), (0, head.start, plan.steps.len()));
+            assert_eq!((draft.clone(), plan.sections.forward()), (head.end..head.end, 0..plan.steps.len()));
+            assert!(body.clone().all(|at| !matches!(plan.steps[at].op, Op::TakeRows(_))));
+        }
+        let ops = |plan: &Plan| plan.steps[plan.sections.head.clone()].iter().map(|s| s.op.name()).collect::<Vec<_>>();
+        assert_eq!(ops(&plan), ["take_rows", "linear"]);
+        assert_eq!(ops(&placed), ["move", "take_rows", "linear"]);
+    }
+}
+
+#[test]
+fn ids_share_memory_with_ids_alone() {
+    let plan = experts();
+    assert!(plan.slots.iter().any(|slot| slot.kind == SlotKind::U32));
+    for (a, b) in plan.slots.iter().flat_map(|a| plan.slots.iter().map(move |b| (a, b))) {
+        assert!(a.buffer != b.buffer || a.width == 0 || b.width == 0 || a.kind == b.kind, "{a:?} {b:?}");
     }
 }

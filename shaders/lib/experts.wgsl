@@ -15,7 +15,7 @@ struct Params {
     slot_count: u32, // of these banks
     second_bank: u32, // its first slot, counted from the first of these banks; past the last one when there is none
     third_bank: u32,
-    picks_stride: u32, // words a token
+    weights_at: u32, // where the picks' weights begin
     x_at: u32, // first vec4 of x
     x_stride: u32, // vec4 a token, or a pair
     out_at: u32,
@@ -27,7 +27,7 @@ var<immediate> p: Params;
 @group(0) @binding(1) var<storage, read> w1: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> w2: array<vec4<u32>>;
 @group(0) @binding(3) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read> picks: array<u32>; // (t, used ids, used weights)
+@group(0) @binding(4) var<storage, read> picks: array<u32>; // ids (t, used), and at p.weights_at their weights (t, used)
 @group(0) @binding(5) var<storage, read> slots: array<u32>; // (layers, experts)
 @group(0) @binding(6) var<storage, read_write> out: array<f32>;
 

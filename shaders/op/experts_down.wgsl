@@ -11,9 +11,9 @@ fn main(at: Lane) {
         let row = at.group.x * ROWS + local;
         var sums = vec3<f32>(0.0);
         for (var pick = 0u; pick < p.used; pick += 1u) {
-            let slot = slot_of(picks[token * p.picks_stride + pick]);
+            let slot = slot_of(picks[token * p.used + pick]);
             if slot != NONE {
-                let weight = bitcast<f32>(picks[token * p.picks_stride + p.used + pick]);
+                let weight = bitcast<f32>(picks[p.weights_at + token * p.used + pick]);
                 let row0 = row_at(slot, min(row, p.rows - 1u));
                 let row1 = row_at(slot, min(row + 1u, p.rows - 1u));
                 let x_row = p.x_at + (token * p.used + pick) * p.x_stride;

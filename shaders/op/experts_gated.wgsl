@@ -7,7 +7,7 @@ override ROWS: u32 = 16u; // of a workgroup; even
 fn main(at: Lane) {
     let pick = at.group.y;
     let token = at.group.z;
-    let slot = slot_of(picks[token * p.picks_stride + pick]);
+    let slot = slot_of(picks[token * p.used + pick]);
     let units = select(p.units, 0u, slot == NONE);
     let x_row = p.x_at + token * p.x_stride;
     for (var first = 0u; first < ROWS; first += 2u * teams_of(at)) {

@@ -5,11 +5,10 @@ struct Params {
     pairs: u32, // t * used
     used: u32,
     experts: u32, // at most 1024
-    picks_stride: u32, // words a token
 }
 
 var<immediate> p: Params;
-@group(0) @binding(0) var<storage, read> picks: array<u32>; // (t, used ids, used weights)
+@group(0) @binding(0) var<storage, read> picks: array<u32>; // (t, used) ids
 @group(0) @binding(1) var<storage, read_write> groups: array<u32>; // (experts + 1) starts, (t * used) pairs
 
 const CHUNK: u32 = 1024u;
@@ -19,8 +18,7 @@ var<workgroup> next: array<u32, 1024>; // counts, then the place of an expert's 
 
 fn stage(index: u32, begin: u32) {
     for (var i = index; i < min(CHUNK, p.pairs - begin); i += 256u) {
-        let pair = begin + i;
-        ids[i] = picks[pair / p.used * p.picks_stride + pair % p.used];
+        ids[i] = picks[begin + i];
     }
 }
 

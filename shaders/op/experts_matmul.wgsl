@@ -51,7 +51,7 @@ fn finish(pair: u32, row: u32, a: vec4<f32>) {
             out[to + row / 2u + 1u] = activate(a.z) * a.w;
         }
     } else {
-        let weight = bitcast<f32>(picks[pair / p.used * p.picks_stride + p.used + pair % p.used]);
+        let weight = bitcast<f32>(picks[p.weights_at + pair]);
         for (var i = 0u; i < 4u; i += 1u) {
             if row + i < p.rows {
                 out[to + row + i] = weight * a[i];

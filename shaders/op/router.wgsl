@@ -5,13 +5,13 @@ struct Params {
     experts: u32, // at most 1024
     used: u32,
     logits_stride: u32,
-    picks_stride: u32, // words a token
+    weights_at: u32, // where the weights begin
     scale: f32,
 }
 
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> logits: array<f32>; // (t, experts)
-@group(0) @binding(1) var<storage, read_write> picks: array<u32>; // (t, used ids, used weights)
+@group(0) @binding(1) var<storage, read_write> picks: array<u32>; // ids (t, used), and at p.weights_at their weights (t, used)
 
 override NORMALIZE: bool = true;
 
@@ -61,8 +61,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             }
             let weight = exp(best[0] - largest);
             total += weight;
-            picks[token * p.picks_stride + pick] = best_id[0];
-            picks[token * p.picks_stride + p.used + pick] = bitcast<u32>(weight);
+            picks[token * p.used + pick] = best_id[0];
+            picks[p.weights_at + token * p.used + pick] = bitcast<u32>(weight);
             left[best_id[0]] = LEAST;
         }
         workgroupBarrier();
@@ -75,7 +75,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             }
         }
         for (var pick = 0u; pick < p.used; pick += 1u) {
-            let at = token * p.picks_stride + p.used + pick;
+            let at = p.weights_at + token * p.used + pick;
             picks[at] = bitcast<u32>(bitcast<f32>(picks[at]) / total * p.scale);
         }
     }

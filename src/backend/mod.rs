@@ -6,7 +6,7 @@ mod picks;
 
 use std::ops::Range;
 
-pub use picks::PickLog;
+pub use picks::{PickLog, Picks};
 
 use crate::experts::disk::DiskError;
 use crate::plan::Slot;
@@ -62,7 +62,7 @@ pub struct Env<'a> {
     pub seqs: &'a [Seq<'a>],
 }
 
-/// In the ids of a router's picks: another executor computes this expert.
+/// Among the ids that a router picked: another executor computes this expert.
 pub const ELSEWHERE: u32 = u32::MAX;
 
 impl<'a> Seq<'a> {
@@ -164,6 +164,12 @@ pub trait Backend: Send {
 
     /// Overwrites the first rows of a slot from the host.
     fn write(&mut self, slot: Slot, rows: &[f32]) -> Result<(), BackendError>;
+
+    /// As `read`, for a slot of u32.
+    fn read_u32(&mut self, slot: Slot, out: &mut [u32]) -> Result<(), BackendError>;
+
+    /// As `write`, for a slot of u32.
+    fn write_u32(&mut self, slot: Slot, rows: &[u32]) -> Result<(), BackendError>;
 
     /// Copies a cache page of a page group to another, in every layer that this backend holds.
     fn copy_page(&mut self, group: usize, from: u32, to: u32) -> Result<(), BackendError>;

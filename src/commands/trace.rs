@@ -35,9 +35,20 @@ pub fn compare(
     let mut largest = (0.0, 0);
     let mut parted = false;
     let mut failure: Option<io::Error> = None;
+    let mut chosen: Option<[Vec<f32>; 2]> = None; // a router's ids, found and wanted, until their weights are there
     exact.trace(ids, |step, slot, wanted| {
         let found = &usual[at];
         at += 1;
+        let (mut found, mut wanted) = (found.clone(), wanted.to_vec());
+        if picks[step] {
+            let Some([found_ids, wanted_ids]) = chosen.take() else {
+                chosen = Some([found, wanted]);
+                return ControlFlow::Continue(());
+            };
+            found = beside(&found_ids, &found, ids.len());
+            wanted = beside(&wanted_ids, &wanted, ids.len());
+        }
+        let (found, wanted) = (&found[..], &wanted[..]);
         let difference = if picks[step] { compare_picks(found, wanted, ids.len()) } else { nmse(found, wanted) };
         if difference > largest.0 {
             largest = (difference, step);
@@ -97,8 +108,13 @@ fn nmse(found: &[f32], wanted: &[f32]) -> f64 {
     }
 }
 
-/// A router's slot holds ids as bits and then weights, (t, 2 * used): 1 when the ids differ as sets, else the weights'
-/// error, in the order of the ids.
+/// Of each token its ids and then their weights: (t, 2 * used).
+fn beside(ids: &[f32], weights: &[f32], tokens: usize) -> Vec<f32> {
+    let used = (ids.len() / tokens.max(1)).max(1);
+    ids.chunks(used).zip(weights.chunks(used)).flat_map(|(ids, weights)| [ids, weights].concat()).collect()
+}
+
+/// Picks (t, 2 * used): 1 when the ids differ as sets, else the weights' error, in the order of the ids.
 fn compare_picks(found: &[f32], wanted: &[f32], tokens: usize) -> f64 {
     let width = wanted.len() / tokens.max(1);
     let rows = found.chunks(width.max(1)).zip(wanted.chunks(width.max(1)));
@@ -116,7 +132,7 @@ fn compare_picks(found: &[f32], wanted: &[f32], tokens: usize) -> f64 {
 /// (expert, weight), by rising expert.
 fn sorted_picks(row: &[f32]) -> Vec<(u32, f32)> {
     let (ids, weights) = row.split_at(row.len() / 2);
-    let mut picks: Vec<(u32, f32)> = ids.iter().map(|id| id.to_bits()).zip(weights.iter().copied()).collect();
+    let mut picks: Vec<(u32, f32)> = ids.iter().map(|id| *id as u32).zip(weights.iter().copied()).collect();
     picks.sort_by_key(|pick| pick.0);
     picks
 }
@@ -159,10 +175,10 @@ mod tests {
 
     #[test]
     fn picks_are_compared_as_sets() {
-        let row =
-            |ids: [u32; 2], weights: [f32; 2]| [f32::from_bits(ids[0]), f32::from_bits(ids[1]), weights[0], weights[1]];
-        let wanted = row([3, 1], [0.5, 0.5]);
-        assert_eq!(compare_picks(&row([1, 3], [0.5, 0.5]), &wanted, 1), 0.0);
-        assert_eq!(compare_picks(&row([1, 2], [0.5, 0.5]), &wanted, 1), 1.0);
+        let row = |ids: [f32; 2], weights: [f32; 2]| beside(&ids, &weights, 1);
+        let wanted = row([3.0, 1.0], [0.5, 0.5]);
+        assert_eq!(compare_picks(&row([1.0, 3.0], [0.5, 0.5]), &wanted, 1), 0.0);
+        assert_eq!(compare_picks(&row([1.0, 2.0], [0.5, 0.5]), &wanted, 1), 1.0);
+        assert_eq!(beside(&[1.0, 2.0], &[0.25, 0.75], 2), [1.0, 0.25, 2.0, 0.75]);
     }
 }

@@ -73,9 +73,15 @@ impl Mixture {
 }
 
 /// The picks of a token that are computed here: (place, expert).
-fn here(ids: &[f32]) -> impl Iterator<Item = (usize, usize)> {
-    let picks = ids.iter().map(|id| id.to_bits()).enumerate();
-    picks.filter(|(_, id)| *id != ELSEWHERE).map(|(pick, id)| (pick, id as usize))
+fn here(ids: &[u32]) -> impl Iterator<Item = (usize, usize)> {
+    ids.iter().enumerate().filter(|(_, id)| **id != ELSEWHERE).map(|(pick, id)| (pick, *id as usize))
+}
+
+/// What a router picked: (t, used) each.
+#[derive(Clone, Copy)]
+struct Picks<'a> {
+    ids: &'a [u32],
+    weights: &'a [f32],
 }
 
 /// A batch's (token, pick) pairs grouped by expert; every worker has its own copy, which costs less than sharing one.
@@ -91,14 +97,11 @@ pub(super) struct Groups {
 }
 
 impl Groups {
-    /// Groups `picks` (t, 2 * used) by expert.
-    fn fill(&mut self, picks: &[f32], used: usize, experts: usize) {
+    /// Groups picks by expert.
+    fn fill(&mut self, picks: Picks, used: usize, experts: usize) {
         self.ends.clear();
         self.ends.resize(experts + 1, 0);
-        let rows = || picks.chunks_exact(2 * used);
-        for row in rows() {
-            here(&row[..used]).for_each(|(_, expert)| self.ends[expert + 1] += 1);
-        }
+        here(picks.ids).for_each(|(_, expert)| self.ends[expert + 1] += 1);
         for e in 0..experts {
             self.ends[e + 1] += self.ends[e];
         }
@@ -106,13 +109,11 @@ impl Groups {
         self.tokens.resize(pairs, 0);
         self.weights.resize(pairs, 0.0);
         // `ends[e]` starts as the first place of expert e and moves to its end.
-        for (token, row) in rows().enumerate() {
-            for (pick, expert) in here(&row[..used]) {
-                let place = &mut self.ends[expert];
-                self.tokens[*place] = token as u32;
-                self.weights[*place] = row[used + pick];
-                *place += 1;
-            }
+        for (pick, expert) in here(picks.ids) {
+            let place = &mut self.ends[expert];
+            self.tokens[*place] = (pick / used) as u32;
+            self.weights[*place] = picks.weights[pick];
+            *place += 1;
         }
         self.experts.clear();
         let mut start = 0;
@@ -142,19 +143,16 @@ impl Groups {
 impl Cpu {
     /// `plan::Experts`.
     pub(super) fn run_experts(&self, run: &Run, w: &Worker, op: &Experts) {
-        let &Experts { x, picks, used, .. } = op;
+        let &Experts { x, ids, weights, used, .. } = op;
         let t = run.rows(x);
         // SAFETY: phase contract; picks are only read in this step.
-        let picks = unsafe { self.buffer(picks).get(0..t * 2 * used) };
-        if t == 1 && picks[..used].iter().any(|id| id.to_bits() == ELSEWHERE) {
-            let left: Vec<usize> = here(&picks[..used]).map(|(pick, _)| pick).collect();
-            let left: Vec<f32> = left
-                .iter()
-                .chain(&left.iter().map(|pick| used + pick).collect::<Vec<_>>())
-                .map(|at| picks[*at])
-                .collect();
-            if !left.is_empty() {
-                self.experts_of_one(w, op, &left);
+        let picks =
+            unsafe { Picks { ids: self.ids(ids).get(0..t * used), weights: self.buffer(weights).get(0..t * used) } };
+        if t == 1 && picks.ids.contains(&ELSEWHERE) {
+            let (ids, weights): (Vec<u32>, Vec<f32>) =
+                here(picks.ids).map(|(pick, expert)| (expert as u32, picks.weights[pick])).unzip();
+            if !ids.is_empty() {
+                self.experts_of_one(w, op, Picks { ids: &ids, weights: &weights });
             }
         } else if t == 1 {
             self.experts_of_one(w, op, picks);
@@ -181,15 +179,15 @@ impl Cpu {
     }
 
     /// One token's, whose picks may be fewer than a router's.
-    fn experts_of_one(&self, w: &Worker, op: &Experts, picks: &[f32]) {
+    fn experts_of_one(&self, w: &Worker, op: &Experts, picks: Picks) {
         let &Experts { x, gate, up, down, act, out, .. } = op;
-        let used = picks.len() / 2;
+        let used = picks.ids.len();
         let k = self.width(x);
         let ff = self.plan.weight(down).k;
         let n = self.width(out);
         let WorkerState { own, own_hidden, normed, tile, tile2, .. } = self.worker(w);
         let kinds = [self.linear(gate).act(), self.linear(up).act()];
-        let picked = || picks[..used].iter().map(|pick| pick.to_bits() as usize);
+        let picked = || picks.ids.iter().map(|id| *id as usize);
         let tier = self.tier_of(op);
         // Kept aside: the picks' buffer may serve the next step when these are released.
         let mut pinned = vec![];
@@ -199,7 +197,7 @@ impl Cpu {
             tier.store.want(layer, picked(), true);
             // SAFETY: phase contract; only this worker writes, and a barrier follows.
             let order = unsafe { self.mixture.order.get_mut(0..used) };
-            let ready = |pick: &usize| tier.store.is_ready(layer, picks[*pick].to_bits() as usize);
+            let ready = |pick: &usize| tier.store.is_ready(layer, picks.ids[*pick] as usize);
             let (first, last): (Vec<usize>, Vec<usize>) = (0..used).partition(ready);
             order.iter_mut().zip(first.into_iter().chain(last)).for_each(|(o, pick)| *o = pick as u32);
         }
@@ -219,7 +217,7 @@ impl Cpu {
             for item in items {
                 let (place, part) = (item / per_expert, item % per_expert);
                 let pick = order.map_or(place, |order| order[place] as usize);
-                let expert = picks[pick].to_bits() as usize;
+                let expert = picks.ids[pick] as usize;
                 let rows = part * chunk..((part + 1) * chunk).min(ff);
                 tile.resize(rows.len(), 0.0);
                 tile2.resize(rows.len(), 0.0);
@@ -248,10 +246,10 @@ impl Cpu {
             // SAFETY: phase contract; each chunk of rows has one writer.
             let out = unsafe { self.buffer(out).get_mut(rows.clone()) };
             for pick in 0..used {
-                let expert = picks[pick].to_bits() as usize;
+                let expert = picks.ids[pick] as usize;
                 let Some(down) = self.expert_matrix(w, down, expert) else { continue };
                 down.one(rows.clone(), hidden.row(pick), tile);
-                let weight = picks[used + pick];
+                let weight = picks.weights[pick];
                 out.iter_mut().zip(&*tile).for_each(|(o, y)| *o += weight * y);
             }
         });
@@ -260,7 +258,7 @@ impl Cpu {
         }
     }
 
-    fn experts_of_batch(&self, w: &Worker, op: &Experts, picks: &[f32], t: usize) {
+    fn experts_of_batch(&self, w: &Worker, op: &Experts, picks: Picks, t: usize) {
         let &Experts { x, used, gate, up, down, act, out, .. } = op;
         let k = self.width(x);
         let ff = self.plan.weight(down).k;
@@ -282,8 +280,8 @@ impl Cpu {
         // Without a tier all experts are one wave; with one, two waves find room at a time.
         let wave = tier.map_or(total, |(tier, layer)| (tier.store.room(layer) / 2).clamp(1, WAVE));
         if let (Some((tier, layer)), 0) = (tier, w.index) {
-            let scored = picks.chunks_exact(2 * used).rev().take(SCORED_TOKENS);
-            tier.store.picked(layer, scored.flat_map(|row| here(&row[..used]).map(|(_, expert)| expert)));
+            let scored = picks.ids.chunks_exact(used).rev().take(SCORED_TOKENS);
+            tier.store.picked(layer, scored.flat_map(here).map(|(_, expert)| expert));
         }
         let experts_of = |wave: Range<usize>| groups.experts[wave].iter().map(|(expert, _)| *expert);
         let mut start = 0;

@@ -24,7 +24,7 @@ pub use self::sums::{InputSums, WeightSums};
 use self::threads::{Shared, Team, Worker};
 use crate::backend::{Backend, BackendError, Env, KvFormat, PickLog};
 use crate::experts::tier::Tier;
-use crate::plan::{self, KvId, Op, PAGE_TOKENS, Plan, RopeId, RopeLayout, Slot, WeightId};
+use crate::plan::{self, KvId, Op, PAGE_TOKENS, Plan, RopeId, RopeLayout, Slot, SlotKind, WeightId};
 use crate::weights::Weights;
 
 const _: () = assert!(PAGE == PAGE_TOKENS, "the page kernels and the plan agree on a page");
@@ -51,7 +51,8 @@ pub struct Cpu {
     exact: bool,
     batch: usize,
     team: Team,
-    buffers: Vec<Shared<f32>>, // by SlotInfo::buffer: (batch, width)
+    buffers: Vec<Shared<f32>>, // by SlotInfo::buffer: (batch, width); empty where that holds u32
+    ids: Vec<Shared<u32>>,     // the same, the other way round
     kv: Vec<KvCache>,
     /// Norm weights and biases as f32, by weight id; empty for matrices.
     vectors: Vec<Vec<f32>>,
@@ -115,9 +116,10 @@ impl Cpu {
         let team = Team::new(config.threads.max(1))?;
         let kv_format = if config.exact { KvFormat::F32 } else { config.kv };
         let kv = plan.kv.iter().map(|kv| KvCache::new(kv, kv_format, config.pages)).collect::<Result<_, _>>()?;
-        let widths = plan.buffer_widths();
-        let buffers =
-            widths.iter().map(|width| Shared::zeroed(width * config.batch, "activations")).collect::<Result<_, _>>()?;
+        let values = |(width, found): (usize, SlotKind), kind| if found == kind { width * config.batch } else { 0 };
+        let of = |kind| plan.buffers().into_iter().map(move |buffer| values(buffer, kind));
+        let buffers = of(SlotKind::F32).map(|n| Shared::zeroed(n, "activations")).collect::<Result<_, _>>()?;
+        let ids = of(SlotKind::U32).map(|n| Shared::zeroed(n, "activations")).collect::<Result<_, _>>()?;
         let mut partials = 0;
         let mut narrow_heads = false;
         for step in &plan.steps {
@@ -153,6 +155,7 @@ impl Cpu {
             exact: config.exact,
             batch: config.batch,
             buffers,
+            ids,
             kv,
             partials: Shared::zeroed(partials, "activations")?,
             angles,
@@ -197,6 +200,7 @@ impl Cpu {
         };
         let rows = |(at, buffer): (usize, &Shared<f32>)| buffer.len() / if one_row(at) { self.batch.max(1) } else { 1 };
         let floats = self.buffers.iter().enumerate().map(rows).sum::<usize>()
+            + self.ids.iter().map(Shared::len).sum::<usize>()
             + self.angles.iter().flatten().map(Shared::len).sum::<usize>()
             + self.partials.len()
             + self.normed.len();
@@ -207,6 +211,10 @@ impl Cpu {
 
     fn buffer(&self, slot: Slot) -> &Shared<f32> {
         &self.buffers[self.plan.slot(slot).buffer as usize]
+    }
+
+    fn ids(&self, slot: Slot) -> &Shared<u32> {
+        &self.ids[self.plan.slot(slot).buffer as usize]
     }
 
     fn width(&self, slot: Slot) -> usize {
@@ -333,6 +341,18 @@ impl Backend for Cpu {
     fn write(&mut self, slot: Slot, rows: &[f32]) -> Result<(), BackendError> {
         let buffer = self.plan.slot(slot).buffer as usize;
         self.buffers[buffer].as_mut()[..rows.len()].copy_from_slice(rows);
+        Ok(())
+    }
+
+    fn read_u32(&mut self, slot: Slot, out: &mut [u32]) -> Result<(), BackendError> {
+        let buffer = self.plan.slot(slot).buffer as usize;
+        out.copy_from_slice(&self.ids[buffer].as_mut()[..out.len()]);
+        Ok(())
+    }
+
+    fn write_u32(&mut self, slot: Slot, rows: &[u32]) -> Result<(), BackendError> {
+        let buffer = self.plan.slot(slot).buffer as usize;
+        self.ids[buffer].as_mut()[..rows.len()].copy_from_slice(rows);
         Ok(())
     }
 

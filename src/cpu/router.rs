@@ -25,7 +25,7 @@ pub(super) struct Choice {
 impl Cpu {
     /// `plan::Router`.
     pub(super) fn router(&self, run: &Run, w: &Worker, op: &Router) {
-        let &Router { x, weight, routing, picks } = op;
+        let &Router { x, weight, routing, ids, weights } = op;
         let (t, k, used) = (run.rows(x), self.width(x), routing.used);
         let matrix = self.matrix(weight);
         let experts = matrix.rows;
@@ -46,20 +46,20 @@ impl Cpu {
         let bias = routing.bias.map(|id| self.vector(id));
         for token in w.share(t) {
             // SAFETY: phase contract; logits were written before the barrier, each token's picks have one writer.
-            let (logits, picks) = unsafe {
+            let (logits, ids, weights) = unsafe {
                 (
                     self.mixture.logits.get(token * experts..(token + 1) * experts),
-                    self.buffer(picks).get_mut(token * 2 * used..(token + 1) * 2 * used),
+                    self.ids(ids).get_mut(token * used..(token + 1) * used),
+                    self.buffer(weights).get_mut(token * used..(token + 1) * used),
                 )
             };
-            let (ids, weights) = picks.split_at_mut(used);
-            let chosen = choice.choose(logits, &routing, bias, weights);
-            ids.iter_mut().zip(chosen).for_each(|(id, expert)| *id = f32::from_bits(*expert));
+            ids.copy_from_slice(choice.choose(logits, &routing, bias, weights));
         }
         w.barrier();
         if let Some(log) = self.picks.as_deref().filter(|_| w.index == 0) {
             // SAFETY: phase contract; all picks were written before the barrier, and the next step only reads them.
-            log.put(weight, unsafe { self.buffer(picks).get(0..t * 2 * used) });
+            let (ids, weights) = unsafe { (self.ids(ids).get(0..t * used), self.buffer(weights).get(0..t * used)) };
+            log.put(weight, ids, weights);
         }
     }
 }

@@ -65,12 +65,9 @@ impl Watch {
         let counts = &mut self.counts;
         self.log.with(|layers| {
             for (picks, counts) in layers.iter().zip(counts) {
-                // (t, 2 * used): the ids, then their weights.
-                for row in picks.chunks_exact((picks.len() / tokens.max(1)).max(1)) {
-                    for id in &row[..row.len() / 2] {
-                        if let Some(count) = counts.get_mut(id.to_bits() as usize) {
-                            *count += 1;
-                        }
+                for &id in &picks.ids {
+                    if let Some(count) = counts.get_mut(id as usize) {
+                        *count += 1;
                     }
                 }
             }

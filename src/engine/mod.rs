@@ -46,7 +46,7 @@ use crate::gpu::GpuError;
 pub use crate::gpu::{AdapterReport, Counters, Devices, Gpu, Handicap, Listing, Times, quiet_drivers};
 use crate::models::{self, RopeOverride};
 pub use crate::plan::Side;
-use crate::plan::{Op, PAGE_TOKENS, Plan, PlanError, Slot};
+use crate::plan::{Op, PAGE_TOKENS, Plan, PlanError, Slot, SlotKind};
 use crate::weights::Weights;
 
 /// Why a model can not be loaded or run.
@@ -491,7 +491,7 @@ impl Engine {
     }
 
     /// Runs one batch step by step on a fresh timeline; `see` gets each step's index and the rows of every slot that it
-    /// wrote. For finding the first step at which two implementations part: nothing learns from such a run.
+    /// wrote, numbers of experts as f32. For finding the first step at which two implementations part: nothing learns from such a run.
     pub fn trace(
         &mut self,
         ids: &[u32],
@@ -523,8 +523,7 @@ impl Engine {
             // A value on its way is the same on both sides.
             let moved = matches!(self.plan.steps[at].op, Op::Move(_));
             for slot in self.plan.steps[at].op.writes().into_iter().filter(|_| !moved) {
-                values.resize(ids.len() * self.plan.slot(slot).width, 0.0);
-                if let Err(e) = split(&mut self.backend)?.read(slot, &mut values) {
+                if let Err(e) = read_values(split(&mut self.backend)?, &self.plan, (slot, ids.len()), &mut values) {
                     result = Err(e.into());
                     break 'steps;
                 }
@@ -544,6 +543,26 @@ impl Engine {
 
     fn take_pages(&mut self, n: usize) -> Result<Vec<u32>, EngineError> {
         self.pages.take(n).ok_or(EngineError::NoPages)
+    }
+}
+
+/// So many rows of a slot as f32: numbers of experts are small enough to be told exactly.
+fn read_values(
+    backend: &mut Split,
+    plan: &Plan,
+    (slot, rows): (Slot, usize),
+    values: &mut Vec<f32>,
+) -> Result<(), BackendError> {
+    let info = plan.slot(slot);
+    values.resize(rows * info.width, 0.0);
+    match info.kind {
+        SlotKind::F32 => backend.read(slot, values),
+        SlotKind::U32 => {
+            let mut ids = vec![0; values.len()];
+            backend.read_u32(slot, &mut ids)?;
+            values.iter_mut().zip(ids).for_each(|(value, id)| *value = id as f32);
+            Ok(())
+        }
     }
 }
 

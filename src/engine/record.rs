@@ -95,9 +95,8 @@ impl Recorder {
                 ids.clear();
                 weights.clear();
                 for picks in layers {
-                    let row = &picks[picks.len() / tokens.len() * t..picks.len() / tokens.len() * (t + 1)];
-                    let (chosen, mixed) = row.split_at(row.len() / 2);
-                    ids.extend(chosen.iter().map(|id| id.to_bits() as u16));
+                    let (chosen, mixed) = picks.of(t, tokens.len());
+                    ids.extend(chosen.iter().map(|id| *id as u16));
                     weights.extend(mixed.iter().map(|&weight| f16::from_f32(weight)));
                 }
                 let phase = match env.phase(t) {

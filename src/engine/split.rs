@@ -9,10 +9,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::hybrid::{Hybrid, LayerRun};
-use crate::backend::{Backend, BackendError, Env, PickLog};
+use crate::backend::{Backend, BackendError, Env, PickLog, Picks};
 use crate::cpu::Cpu;
 use crate::gpu::Gpu;
-use crate::plan::{Op, Plan, Router, Side, Slot, Stage, stages};
+use crate::plan::{Op, Plan, Router, Side, Slot, SlotKind, Stage, stages};
 
 /// The executors of one placed plan.
 pub struct Split {
@@ -23,6 +23,7 @@ pub struct Split {
     /// Where each slot was written last.
     home: Vec<Side>,
     hop: Vec<f32>,
+    hop_ids: Vec<u32>,
     /// Pages experts to the GPUs, when they do not all fit.
     hybrid: Option<Hybrid>,
     /// Who wants to know what the routers pick.
@@ -35,7 +36,18 @@ impl Split {
     /// Executors that were made for this placed plan.
     pub fn new(plan: Arc<Plan>, cpu: Cpu, gpus: Vec<Gpu>) -> Split {
         let home = vec![Side::Cpu; plan.slots.len()];
-        Split { stages: stages(&plan), plan, cpu, gpus, home, hop: vec![], hybrid: None, log: None, best: false }
+        Split {
+            stages: stages(&plan),
+            plan,
+            cpu,
+            gpus,
+            home,
+            hop: vec![],
+            hop_ids: vec![],
+            hybrid: None,
+            log: None,
+            best: false,
+        }
     }
 
     /// From now on the experts that have slots come and go.
@@ -164,13 +176,16 @@ impl Split {
             }
         } else if let (Some(log), Side::Gpu(gpu)) = (&self.log, side) {
             let gpu = gpu as usize;
-            let mut rows = vec![];
+            let mut picks = Picks::default();
             for step in steps {
-                if let Op::Router(Router { weight, routing, picks, .. }) = self.plan.steps[step].op {
-                    self.gpus[gpu].submit(from..step + 1, &[picks])?;
-                    rows.resize(env.tokens.len() * 2 * routing.used, 0.0);
-                    self.gpus[gpu].read(picks, &mut rows)?;
-                    log.put(weight, &rows);
+                if let Op::Router(Router { weight, routing, ids, weights, .. }) = self.plan.steps[step].op {
+                    self.gpus[gpu].submit(from..step + 1, &[ids, weights])?;
+                    let pairs = env.tokens.len() * routing.used;
+                    picks.ids.resize(pairs, 0);
+                    picks.weights.resize(pairs, 0.0);
+                    self.gpus[gpu].read_u32(ids, &mut picks.ids)?;
+                    self.gpus[gpu].read(weights, &mut picks.weights)?;
+                    log.put(weight, &picks.ids, &picks.weights);
                     from = step + 1;
                 }
             }
@@ -182,11 +197,23 @@ impl Split {
     fn hop(&mut self, slot: Slot, from: Side, to: Side, env: &Env) -> Result<(), BackendError> {
         let info = self.plan.slot(slot);
         let rows = if info.taken { env.rows.len() } else { env.tokens.len() };
-        let mut values = std::mem::take(&mut self.hop);
-        values.resize(rows * info.width, 0.0);
-        let result = self.side(from).read(slot, &mut values).and_then(|()| self.side(to).write(slot, &values));
-        self.hop = values;
-        result
+        match info.kind {
+            SlotKind::F32 => {
+                let mut values = std::mem::take(&mut self.hop);
+                values.resize(rows * info.width, 0.0);
+                let result = self.side(from).read(slot, &mut values).and_then(|()| self.side(to).write(slot, &values));
+                self.hop = values;
+                result
+            }
+            SlotKind::U32 => {
+                let mut ids = std::mem::take(&mut self.hop_ids);
+                ids.resize(rows * info.width, 0);
+                let result =
+                    self.side(from).read_u32(slot, &mut ids).and_then(|()| self.side(to).write_u32(slot, &ids));
+                self.hop_ids = ids;
+                result
+            }
+        }
     }
 
     fn side(&mut self, side: Side) -> &mut dyn Backend {
@@ -241,6 +268,15 @@ impl Backend for Split {
     fn write(&mut self, slot: Slot, rows: &[f32]) -> Result<(), BackendError> {
         self.cpu.write(slot, rows)?;
         self.gpus.iter_mut().filter(|gpu| gpu.has(slot)).try_for_each(|gpu| gpu.write(slot, rows))
+    }
+
+    fn read_u32(&mut self, slot: Slot, out: &mut [u32]) -> Result<(), BackendError> {
+        self.side(self.home[slot.0 as usize]).read_u32(slot, out)
+    }
+
+    fn write_u32(&mut self, slot: Slot, rows: &[u32]) -> Result<(), BackendError> {
+        self.cpu.write_u32(slot, rows)?;
+        self.gpus.iter_mut().filter(|gpu| gpu.has(slot)).try_for_each(|gpu| gpu.write_u32(slot, rows))
     }
 
     fn copy_page(&mut self, group: usize, from: u32, to: u32) -> Result<(), BackendError> {

@@ -19,6 +19,7 @@ pub struct Counters {
     pub submits: u64,
     pub passes: u64,
     pub dispatches: u64,
+    /// Times that the host waited for values: those of one submission come at once.
     pub read_backs: u64,
     pub read_back_bytes: u64,
     /// Written by the host: tokens, page tables, rotary angles, values of other sides.

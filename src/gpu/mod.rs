@@ -297,6 +297,14 @@ impl Backend for Gpu {
         Ok(self.write_slot(slot, rows)?)
     }
 
+    fn read_u32(&mut self, slot: Slot, out: &mut [u32]) -> Result<(), BackendError> {
+        Ok(self.read_slot(slot, out)?)
+    }
+
+    fn write_u32(&mut self, slot: Slot, rows: &[u32]) -> Result<(), BackendError> {
+        Ok(self.write_slot(slot, rows)?)
+    }
+
     fn copy_page(&mut self, group: usize, from: u32, to: u32) -> Result<(), BackendError> {
         Ok(self.copy_cache_page(group, from, to)?)
     }

@@ -36,7 +36,7 @@ pub fn activation_bytes(plan: &Plan, batch: usize) -> u64 {
     let taken = plan.slots.iter().filter(|slot| slot.taken).map(|slot| slot.width);
     let taken_rows = taken_rows(u64::MAX, taken.clone().max().unwrap_or(0), batch);
     // The buffers that slots share; columns of a projection have buffers of their own beside them.
-    let shared: usize = plan.buffer_widths().iter().sum::<usize>() - taken.clone().max().unwrap_or(0);
+    let shared: usize = plan.buffers().iter().map(|(width, _)| width).sum::<usize>() - taken.clone().max().unwrap_or(0);
     let (mut widest, mut columns, mut experts, mut parts) = (0, 0, 0, 0);
     for step in &plan.steps {
         let width = |slot| plan.slot(slot).width;

@@ -8,6 +8,8 @@
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, channel};
 
+use bytemuck::Pod;
+
 use super::Gpu;
 use super::device::Device;
 use super::error::GpuError;
@@ -49,7 +51,7 @@ pub(super) struct Scratchpad {
     angles_at: Vec<u32>, // per rope
     pages: usize,
     run_tokens: usize,
-    padded: Vec<f32>,
+    padded: Vec<u32>,
 }
 
 impl Scratchpad {
@@ -59,13 +61,23 @@ impl Scratchpad {
     }
 }
 
-/// A slot's rows on their way to the host.
+/// Slots' rows on their way to the host: all that one submission writes lie in one buffer.
 pub(super) struct ReadBack {
-    slot: Slot,
-    rows: usize,
+    /// Those that were not asked for yet.
+    pieces: Vec<Piece>,
     host: wgpu::Buffer,
     submission: wgpu::SubmissionIndex,
-    mapped: Receiver<Result<(), wgpu::BufferAsyncError>>,
+    /// `None` once it was waited for.
+    mapped: Option<Receiver<Result<(), wgpu::BufferAsyncError>>>,
+}
+
+/// One slot's rows in a host buffer.
+#[derive(Clone, Copy)]
+struct Piece {
+    slot: Slot,
+    rows: usize,
+    at: u64,
+    bytes: u64,
 }
 
 impl Gpu {
@@ -111,18 +123,22 @@ impl Gpu {
                 forget(&mut self.pending, slot, &self.device)?;
             }
         }
-        let mut copies = vec![];
+        let mut pieces: Vec<Piece> = vec![];
+        let mut at = 0;
         for &slot in wanted {
             let rows = if self.plan.slot(slot).taken { rows } else { self.pad.tokens };
             if rows > 0 {
-                let (view, _) = self.slot(slot)?;
-                copies.push((slot, rows, self.host_buffer((rows * view.stride * 4) as u64)?));
+                let bytes = (rows * self.slot(slot)?.0.stride * 4) as u64;
+                pieces.push(Piece { slot, rows, at, bytes });
+                // Where a mapped range may begin.
+                at += bytes.next_multiple_of(wgpu::MAP_ALIGNMENT);
             }
         }
+        let host = if pieces.is_empty() { None } else { Some(self.host_buffer(at)?) };
 
         let best = self.best.as_ref().filter(|_| best && rows > 0).map(|step| step.ids.clone());
         let best = best.map(|ids| Ok::<_, GpuError>((ids, self.host_buffer(rows as u64 * 4)?))).transpose()?;
-        if let Some(old) = self.best_pending.take() {
+        if let Some(mut old) = self.best_pending.take() {
             old.wait(&self.device)?;
             self.keep(old.host);
         }
@@ -156,20 +172,22 @@ impl Gpu {
                 step.record(&mut recorder, first, rows);
             }
             drop(recorder);
-            for (slot, all, host) in &copies {
-                let (view, buffer) = self.slots.of(*slot);
-                let row_bytes = (view.stride * 4) as u64;
-                if self.plan.slot(*slot).taken {
-                    encoder.copy_buffer_to_buffer(buffer, 0, host, row_bytes * first as u64, row_bytes * rows as u64);
+            for piece in &pieces {
+                let (view, buffer) = self.slots.of(piece.slot);
+                let (row_bytes, from) = ((view.stride * 4) as u64, (view.base * 4) as u64);
+                let Some(host) = &host else { continue };
+                if self.plan.slot(piece.slot).taken {
+                    let (skipped, bytes) = (row_bytes * first as u64, row_bytes * rows as u64);
+                    encoder.copy_buffer_to_buffer(buffer, from, host, piece.at + skipped, bytes);
                 } else if round == 0 {
-                    encoder.copy_buffer_to_buffer(buffer, 0, host, 0, row_bytes * *all as u64);
+                    encoder.copy_buffer_to_buffer(buffer, from, host, piece.at, piece.bytes);
                 }
             }
         }
         if let Some(timer) = &mut self.timer {
             timer.resolve(&mut encoder);
         }
-        let mapped: Vec<_> = copies.iter().map(|(_, _, host)| map_on_submit(&encoder, host)).collect();
+        let host = host.map(|host| (map_on_submit(&encoder, &host), host));
         let best = best.map(|(ids, host)| {
             encoder.copy_buffer_to_buffer(&ids, 0, &host, 0, rows as u64 * 4);
             (map_on_submit(&encoder, &host), host)
@@ -177,11 +195,11 @@ impl Gpu {
         let submission = self.device.queue().submit([encoder.finish()]);
         self.counters.submits += 1;
         self.best_pending = best.map(|(mapped, host)| {
-            let submission = submission.clone();
-            ReadBack { slot: self.plan.logits, rows, host, submission, mapped }
+            let piece = Piece { slot: self.plan.logits, rows, at: 0, bytes: rows as u64 * 4 };
+            ReadBack { pieces: vec![piece], host, submission: submission.clone(), mapped: Some(mapped) }
         });
-        for ((slot, rows, host), mapped) in copies.into_iter().zip(mapped) {
-            self.pending.push(ReadBack { slot, rows, host, submission: submission.clone(), mapped });
+        if let Some((mapped, host)) = host {
+            self.pending.push(ReadBack { pieces, host, submission: submission.clone(), mapped: Some(mapped) });
         }
         if let Some(timer) = &mut self.timer {
             timer.collect(&self.device, submission)?;
@@ -211,35 +229,45 @@ impl Gpu {
     }
 
     /// Copies the first rows of a slot to the host; waits only for the submission that wrote them.
-    pub(super) fn read_slot(&mut self, slot: Slot, out: &mut [f32]) -> Result<(), GpuError> {
+    pub(super) fn read_slot<T: Pod>(&mut self, slot: Slot, out: &mut [T]) -> Result<(), GpuError> {
         let (view, buffer) = self.slot(slot)?;
         let rows = out.len() / view.width.max(1);
         let bytes = (rows * view.stride * 4) as u64;
-        if bytes > buffer.size() && !self.pending.iter().any(|known| known.slot == slot && known.rows >= rows) {
+        let from = (view.base * 4) as u64;
+        let serves = |piece: &Piece| piece.slot == slot && piece.rows >= rows;
+        let known = self.pending.iter().position(|known| known.pieces.iter().any(serves));
+        if known.is_none() && from + bytes > buffer.size() {
             let why = format!("only {} of {rows} rows are kept", buffer.size() / (view.stride * 4) as u64);
             return Err(GpuError::Unsupported { what: format!("reading slot {}", slot.0), why });
         }
-        let buffer = buffer.clone();
-        self.counters.read_backs += 1;
-        self.counters.read_back_bytes += bytes;
-        let known = self.pending.iter().position(|known| known.slot == slot && known.rows >= rows);
-        let read_back = match known {
+        let mut read_back = match known {
             Some(at) => self.pending.swap_remove(at),
             None => {
+                let buffer = buffer.clone();
                 let host = self.host_buffer(bytes)?;
                 let mut encoder = self.device.wgpu().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-                encoder.copy_buffer_to_buffer(&buffer, 0, &host, 0, bytes);
-                let mapped = map_on_submit(&encoder, &host);
+                encoder.copy_buffer_to_buffer(&buffer, from, &host, 0, bytes);
+                let mapped = Some(map_on_submit(&encoder, &host));
                 let submission = self.device.queue().submit([encoder.finish()]);
                 self.counters.submits += 1;
-                ReadBack { slot, rows, host, submission, mapped }
+                ReadBack { pieces: vec![Piece { slot, rows, at: 0, bytes }], host, submission, mapped }
             }
         };
+        self.counters.read_backs += u64::from(read_back.mapped.is_some());
+        self.counters.read_back_bytes += bytes;
         read_back.wait(&self.device)?;
-        let bytes = read_back.host.get_mapped_range(..).map_err(|e| self.device.lost(e.to_string()))?;
-        copy_rows(bytemuck::cast_slice(&bytes), view, out);
-        drop(bytes);
-        self.keep(read_back.host);
+        let ReadBack { pieces, host, .. } = &mut read_back;
+        if let Some(at) = pieces.iter().position(serves) {
+            let piece = pieces.swap_remove(at);
+            let range = piece.at..piece.at + piece.bytes;
+            let rows = host.get_mapped_range(range).map_err(|e| self.device.lost(e.to_string()))?;
+            copy_rows(bytemuck::cast_slice(&rows), view, out);
+        }
+        if read_back.pieces.is_empty() {
+            self.keep(read_back.host);
+        } else {
+            self.pending.push(read_back);
+        }
         Ok(())
     }
 
@@ -249,7 +277,9 @@ impl Gpu {
         if best.is_empty() {
             return Ok(());
         }
-        let Some(read_back) = self.best_pending.take_if(|pending| pending.rows == best.len()) else {
+        let wanted = best.len();
+        let is_wanted = |pending: &mut ReadBack| pending.pieces.iter().all(|piece| piece.rows == wanted);
+        let Some(mut read_back) = self.best_pending.take_if(is_wanted) else {
             return Err(self.not_here(self.plan.logits).into());
         };
         self.counters.read_backs += 1;
@@ -265,7 +295,7 @@ impl Gpu {
     }
 
     /// Overwrites the first rows of a slot, before the next submission.
-    pub(super) fn write_slot(&mut self, slot: Slot, rows: &[f32]) -> Result<(), GpuError> {
+    pub(super) fn write_slot<T: Pod>(&mut self, slot: Slot, rows: &[T]) -> Result<(), GpuError> {
         forget(&mut self.pending, slot, &self.device)?;
         let (view, buffer) = self.slot(slot)?;
         let buffer = buffer.clone();
@@ -288,22 +318,23 @@ impl Gpu {
     }
 
     /// Rows of a slot's width into columns of a buffer.
-    fn write_rows(&mut self, buffer: &wgpu::Buffer, view: View, rows: &[f32]) -> Result<(), GpuError> {
+    fn write_rows<T: Pod>(&mut self, buffer: &wgpu::Buffer, view: View, rows: &[T]) -> Result<(), GpuError> {
         let queue = self.device.queue();
+        let from = view.base + view.at;
         if view.stride == view.width {
-            queue.write_buffer(buffer, 0, bytemuck::cast_slice(rows));
+            queue.write_buffer(buffer, (from * 4) as u64, bytemuck::cast_slice(rows));
         } else if view.at == 0 && view.width + 4 > view.stride {
             // What follows a row up to the next vec4 is nobody's.
             let padded = &mut self.pad.padded;
             padded.clear();
-            padded.resize(rows.len() / view.width * view.stride, 0.0);
+            padded.resize(rows.len() / view.width * view.stride, 0);
             for (to, row) in padded.chunks_exact_mut(view.stride).zip(rows.chunks_exact(view.width)) {
-                to[..view.width].copy_from_slice(row);
+                to[..view.width].copy_from_slice(bytemuck::cast_slice(row));
             }
-            queue.write_buffer(buffer, 0, bytemuck::cast_slice(padded));
+            queue.write_buffer(buffer, (from * 4) as u64, bytemuck::cast_slice(padded));
         } else {
             for (i, row) in rows.chunks_exact(view.width).enumerate() {
-                queue.write_buffer(buffer, ((i * view.stride + view.at) * 4) as u64, bytemuck::cast_slice(row));
+                queue.write_buffer(buffer, ((i * view.stride + from) * 4) as u64, bytemuck::cast_slice(row));
             }
         }
         self.counters.written_bytes += (rows.len() * 4) as u64;
@@ -429,17 +460,20 @@ impl Gpu {
 }
 
 impl ReadBack {
-    fn wait(&self, device: &Device) -> Result<(), GpuError> {
+    /// Until the host may read; a second time costs nothing.
+    fn wait(&mut self, device: &Device) -> Result<(), GpuError> {
+        let Some(mapped) = self.mapped.take() else { return Ok(()) };
         device.wait_for(self.submission.clone())?;
         let lost = |e: &dyn std::fmt::Display| device.lost(e.to_string());
-        self.mapped.recv().map_err(|e| lost(&e))?.map_err(|e| lost(&e))
+        mapped.recv().map_err(|e| lost(&e))?.map_err(|e| lost(&e))
     }
 }
 
 /// Gives up what is on its way of a slot that is about to change.
 fn forget(pending: &mut Vec<ReadBack>, slot: Slot, device: &Device) -> Result<(), GpuError> {
-    while let Some(at) = pending.iter().position(|known| known.slot == slot) {
-        let old = pending.swap_remove(at);
+    pending.iter_mut().for_each(|known| known.pieces.retain(|piece| piece.slot != slot));
+    while let Some(at) = pending.iter().position(|known| known.pieces.is_empty()) {
+        let mut old = pending.swap_remove(at);
         old.wait(device)?;
         old.host.unmap();
     }
@@ -461,7 +495,7 @@ fn is_taken(plan: &Plan, step: usize) -> bool {
 }
 
 /// A slot's columns out of its rows.
-fn copy_rows(values: &[f32], view: View, out: &mut [f32]) {
+fn copy_rows<T: Copy>(values: &[T], view: View, out: &mut [T]) {
     for (out, row) in out.chunks_exact_mut(view.width.max(1)).zip(values.chunks(view.stride.max(1))) {
         out.copy_from_slice(&row[view.at..view.at + view.width]);
     }

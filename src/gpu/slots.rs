@@ -1,8 +1,9 @@
 //! Where a plan's slots lie in GPU memory.
 //!
 //! Slots share buffers as the plan says. Where a projection's outputs (q, k, v) come from one stacked matrix, they are
-//! columns of one buffer of their own, so that one dispatch writes them all. Rows are padded to vec4s, buffers by one
-//! unit: kernels read whole units, and what they read past a row meets weights of zero.
+//! columns of one buffer of their own, so that one dispatch writes them all. A router's ids and weights follow each other in
+//! one buffer too, which is one binding. Rows are padded to vec4s, but for those, buffers by one unit: kernels read whole
+//! units, and what they read past a row meets weights of zero.
 
 use std::collections::HashMap;
 
@@ -12,9 +13,10 @@ use super::layout::UNIT;
 use super::matrix::Rows;
 use crate::plan::{self, Op, Part, Plan, Slot};
 
-/// Columns `at..at + width` of a buffer with rows of `stride` f32.
+/// Columns `at..at + width` of rows of `stride` words, of which the first is at `base` in the buffer.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct View {
+    pub base: usize,
     pub at: usize,
     pub stride: usize,
     pub width: usize,
@@ -23,7 +25,7 @@ pub(super) struct View {
 impl View {
     /// A buffer's only columns.
     pub(super) fn alone(width: usize) -> View {
-        View { at: 0, stride: padded(width), width }
+        View { base: 0, at: 0, stride: padded(width), width }
     }
 }
 
@@ -80,10 +82,25 @@ impl Slots {
                 let mut at = 0;
                 for part in stack {
                     let width = plan.slot(part.out).width;
-                    views.insert(part.out, (buffer, View { at, stride, width }));
+                    views.insert(part.out, (buffer, View { base: 0, at, stride, width }));
                     at += padded(width);
                 }
             }
+        }
+        for op in ops.clone() {
+            let Some([ids, weights]) = picks_of(op) else { continue };
+            if views.contains_key(&ids) {
+                continue;
+            }
+            let [used, other] = [ids, weights].map(|slot| plan.slot(slot).width);
+            let key = [ids, weights].map(|slot| plan.slot(slot).buffer).to_vec();
+            let buffer = *columns.entry(key).or_insert_with(|| {
+                widths.push((0, false));
+                widths.len() - 1
+            });
+            widths[buffer].0 = widths[buffer].0.max(used + other);
+            views.insert(ids, (buffer, View { base: 0, at: 0, stride: used, width: used }));
+            views.insert(weights, (buffer, View { base: batch * used, at: 0, stride: other, width: other }));
         }
         let mut shared: HashMap<u32, usize> = HashMap::new(); // plan buffer -> buffer
         for slot in ops.flat_map(|op| op.reads().into_iter().chain(op.writes())) {
@@ -121,6 +138,22 @@ impl Slots {
     pub(super) fn of(&self, slot: Slot) -> (View, &wgpu::Buffer) {
         let (buffer, view) = self.views[&slot];
         (view, &self.buffers[buffer])
+    }
+}
+
+/// The ids and weights that a router writes or a mixture reads.
+fn picks_of(op: &Op) -> Option<[Slot; 2]> {
+    match op {
+        Op::Router(op) => Some([op.ids, op.weights]),
+        Op::Experts(op) => Some([op.ids, op.weights]),
+        Op::Embed(_)
+        | Op::RmsNorm(_)
+        | Op::Linear(_)
+        | Op::RopeStore(_)
+        | Op::Attention(_)
+        | Op::GatedUp(_)
+        | Op::TakeRows(_)
+        | Op::Move(_) => None,
     }
 }
 

@@ -7,8 +7,8 @@ use std::collections::HashMap;
 
 use super::{
     Activation, Attention, Embed, Experts, GatedUp, Heads, Kv, KvId, Linear, Norm, Op, PageGroup, Part, Plan, RmsNorm,
-    RopeId, RopeStore, RopeTable, Router, Routing, Sections, Side, Slot, SlotInfo, State, StateId, Step, TakeRows, Weight,
-    WeightId, mixtures,
+    RopeId, RopeStore, RopeTable, Router, Routing, Sections, Side, Slot, SlotInfo, SlotKind, State, StateId, Step,
+    TakeRows, Weight, WeightId, mixtures,
 };
 use crate::gguf::Gguf;
 
@@ -36,7 +36,7 @@ pub struct Builder<'a> {
     gguf: &'a Gguf,
     arch: String,
     steps: Vec<Step>,
-    widths: Vec<(usize, bool)>, // width, taken
+    slots: Vec<(usize, Kind)>, // width, kind
     weights: Vec<Weight>,
     by_name: HashMap<String, WeightId>,
     kv: Vec<Kv>,
@@ -57,7 +57,7 @@ impl<'a> Builder<'a> {
             gguf,
             arch: arch.to_owned(),
             steps: vec![],
-            widths: vec![],
+            slots: vec![],
             weights: vec![],
             by_name: HashMap::new(),
             kv: vec![],
@@ -195,7 +195,7 @@ impl<'a> Builder<'a> {
 
     /// `norm(x)` into a slot of its own.
     pub fn rms_norm(&mut self, x: Slot, norm: Norm) -> Slot {
-        let out = self.slot(self.widths[x.0 as usize].0);
+        let out = self.slot(self.slots[x.0 as usize].0);
         self.push(Op::RmsNorm(RmsNorm { x, norm, out, add: false }));
         out
     }
@@ -251,23 +251,24 @@ impl<'a> Builder<'a> {
         Ok(out)
     }
 
-    /// The router's picks: (t, 2 * used).
-    pub fn router(&mut self, x: Slot, weight: WeightId, routing: Routing) -> Result<Slot, PlanError> {
+    /// The ids of the experts that the router picks, and their weights: (t, used) each.
+    pub fn router(&mut self, x: Slot, weight: WeightId, routing: Routing) -> Result<[Slot; 2], PlanError> {
         let weight_info = &self.weights[weight.0 as usize];
         if let Some(problem) = routing.problem(weight_info.rows) {
             let name = weight_info.name.clone();
             return Err(self.unsupported(format!("the router '{name}': {problem}")));
         }
-        let picks = self.slot(2 * routing.used);
-        self.push(Op::Router(Router { x, weight, routing, picks }));
-        Ok(picks)
+        let ids = self.slot_of(routing.used, SlotKind::U32);
+        let weights = self.slot(routing.used);
+        self.push(Op::Router(Router { x, weight, routing, ids, weights }));
+        Ok([ids, weights])
     }
 
     /// `onto +=` the picked experts' weighted outputs; expert tensors `ffn_{gate,up,down}_exps.weight`.
     pub fn add_experts(
         &mut self,
         x: Slot,
-        picks: Slot,
+        [ids, weights]: [Slot; 2],
         [n, ff, experts, used]: [usize; 4],
         act: Activation,
         onto: Slot,
@@ -275,22 +276,22 @@ impl<'a> Builder<'a> {
         let gate = self.weight("ffn_gate_exps.weight", &[n, ff, experts])?;
         let up = self.weight("ffn_up_exps.weight", &[n, ff, experts])?;
         let down = self.weight("ffn_down_exps.weight", &[ff, n, experts])?;
-        self.push(Op::Experts(Experts { x, picks, used, gate, up, down, act, out: onto }));
+        self.push(Op::Experts(Experts { x, ids, weights, used, gate, up, down, act, out: onto }));
         Ok(())
     }
 
     /// Only the rows whose logits are wanted go on: (r, n).
     pub fn take_rows(&mut self, x: Slot) -> Slot {
         self.taken = true;
-        let out = self.slot(self.widths[x.0 as usize].0);
+        let out = self.slot(self.slots[x.0 as usize].0);
         self.push(Op::TakeRows(TakeRows { x, out }));
         out
     }
 
     /// The finished plan; `hidden` is the residual stream, `logits` (r, vocab).
     pub fn finish(self, hidden: Slot, logits: Slot, context: usize) -> Plan {
-        let slots = share_buffers(&self.steps, &self.widths, &[hidden, logits]);
-        let vocab = self.widths[logits.0 as usize].0;
+        let slots = share_buffers(&self.steps, &self.slots, &[hidden, logits]);
+        let vocab = self.slots[logits.0 as usize].0;
         let end = self.steps.len();
         let head_at = self.head_at.unwrap_or(end);
         Plan {
@@ -321,8 +322,12 @@ impl<'a> Builder<'a> {
     }
 
     fn slot(&mut self, width: usize) -> Slot {
-        self.widths.push((width, self.taken));
-        Slot(self.widths.len() as u32 - 1)
+        self.slot_of(width, SlotKind::F32)
+    }
+
+    fn slot_of(&mut self, width: usize, values: SlotKind) -> Slot {
+        self.slots.push((width, Kind { values, taken: self.taken }));
+        Slot(self.slots.len() as u32 - 1)
     }
 
     fn push(&mut self, op: Op) {
@@ -330,9 +335,22 @@ impl<'a> Builder<'a> {
     }
 }
 
+/// What slots that may share a buffer have in common.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Kind {
+    values: SlotKind,
+    taken: bool,
+}
+
+impl Kind {
+    fn slot(self, width: usize, buffer: u32) -> SlotInfo {
+        SlotInfo { width, kind: self.values, buffer, taken: self.taken }
+    }
+}
+
 /// Gives each slot a buffer: the first free one of its kind, the pinned slots one of their own.
-fn share_buffers(steps: &[Step], widths: &[(usize, bool)], pinned: &[Slot]) -> Vec<SlotInfo> {
-    let mut last_use = vec![0; widths.len()];
+fn share_buffers(steps: &[Step], wanted: &[(usize, Kind)], pinned: &[Slot]) -> Vec<SlotInfo> {
+    let mut last_use = vec![0; wanted.len()];
     for (at, step) in steps.iter().enumerate() {
         for slot in step.op.reads().into_iter().chain(step.op.writes()) {
             last_use[slot.0 as usize] = at;
@@ -341,30 +359,26 @@ fn share_buffers(steps: &[Step], widths: &[(usize, bool)], pinned: &[Slot]) -> V
     for slot in pinned {
         last_use[slot.0 as usize] = usize::MAX;
     }
-    let mut infos: Vec<Option<SlotInfo>> = vec![None; widths.len()];
-    let mut busy_until: Vec<(usize, bool)> = vec![]; // per buffer: last use, taken
+    let mut infos: Vec<Option<SlotInfo>> = vec![None; wanted.len()];
+    let mut busy_until: Vec<(usize, Kind)> = vec![]; // per buffer: last use, kind
     for (at, step) in steps.iter().enumerate() {
         for slot in step.op.writes() {
             let index = slot.0 as usize;
             if infos[index].is_some() {
                 continue;
             }
-            let (width, taken) = widths[index];
-            let buffer = match busy_until.iter().position(|&(until, kind)| until < at && kind == taken) {
+            let (width, kind) = wanted[index];
+            let buffer = match busy_until.iter().position(|&(until, known)| until < at && known == kind) {
                 Some(free) => free,
                 None => {
-                    busy_until.push((0, taken));
+                    busy_until.push((0, kind));
                     busy_until.len() - 1
                 }
             };
             busy_until[buffer].0 = last_use[index];
-            infos[index] = Some(SlotInfo { width, buffer: buffer as u32, taken });
+            infos[index] = Some(kind.slot(width, buffer as u32));
         }
     }
     // A slot that no step writes is read by none either: it needs no memory.
-    infos
-        .into_iter()
-        .zip(widths)
-        .map(|(info, &(_, taken))| info.unwrap_or(SlotInfo { width: 0, buffer: 0, taken }))
-        .collect()
+    infos.into_iter().zip(wanted).map(|(info, &(_, kind))| info.unwrap_or(kind.slot(0, 0))).collect()
 }

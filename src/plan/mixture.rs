@@ -25,7 +25,7 @@ pub fn mixtures(steps: &[Step]) -> Vec<Mixture> {
     let router_of = |experts: &Experts, before: &[Step]| {
         before.iter().enumerate().rev().find_map(|(at, step)| {
             let Op::Router(router) = step.op else { return None };
-            (router.picks == experts.picks).then_some((at, router))
+            (router.ids == experts.ids).then_some((at, router))
         })
     };
     steps

@@ -28,7 +28,7 @@ use rynd_quant::Format;
 /// Tokens in one page of the key-value cache.
 pub const PAGE_TOKENS: usize = 64;
 
-/// A value between steps: (t, width) f32, or (r, width) after `Op::TakeRows`.
+/// A value between steps: (t, width) f32 or u32, or (r, width) after `Op::TakeRows`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct Slot(pub u32);
 
@@ -73,10 +73,19 @@ pub struct Step {
     pub side: Side,
 }
 
-/// A slot's description. Slots of the same `buffer` share memory: their lives do not overlap.
+/// What a slot's values are.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum SlotKind {
+    F32,
+    /// Numbers of experts.
+    U32,
+}
+
+/// A slot's description. Slots of the same `buffer` share memory: they are of one kind, and their lives do not overlap.
 #[derive(Clone, Copy, Debug)]
 pub struct SlotInfo {
-    pub width: usize, // f32 a row
+    pub width: usize, // values a row
+    pub kind: SlotKind,
     pub buffer: u32,
     /// Rows are the r rows of `TakeRows`, not the t tokens.
     pub taken: bool,
@@ -189,13 +198,13 @@ impl Plan {
         self.slots[slot.0 as usize]
     }
 
-    /// Number of buffers that the slots share, and the width of each (the widest slot in it).
-    pub fn buffer_widths(&self) -> Vec<usize> {
+    /// The buffers that slots share: the width of each (the widest slot in it), and what it holds.
+    pub fn buffers(&self) -> Vec<(usize, SlotKind)> {
         let buffers = self.slots.iter().map(|slot| slot.buffer as usize + 1).max().unwrap_or(0);
-        let mut widths = vec![0; buffers];
+        let mut widths = vec![(0, SlotKind::F32); buffers];
         for slot in &self.slots {
-            let width = &mut widths[slot.buffer as usize];
-            *width = (*width).max(slot.width);
+            let (width, kind) = &mut widths[slot.buffer as usize];
+            (*width, *kind) = (slot.width.max(*width), slot.kind);
         }
         widths
     }

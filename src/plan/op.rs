@@ -102,22 +102,25 @@ pub struct GatedUp {
     pub out: Slot,
 }
 
-/// Picks `routing.used` experts a token from `weight x` (weight: (experts, k), x: (t, k)). `picks` (t, 2 * used): the ids as
-/// u32 bits in the order of choice, then their mixing weights.
+/// Picks `routing.used` experts a token from `weight x` (weight: (experts, k), x: (t, k)): `ids` (t, used) of u32 in the order
+/// of choice, and their mixing `weights` (t, used).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Router {
     pub x: Slot,
     pub weight: WeightId,
     pub routing: Routing,
-    pub picks: Slot,
+    pub ids: Slot,
+    pub weights: Slot,
 }
 
-/// `out (t, n) += sum over the picks of w * down_e (act(gate_e x) * (up_e x))`; gate, up: (experts, ff, n), down: (experts, n,
-/// ff), x: (t, n), picks: as the `Router` writes them. The one step that may run on several sides at once.
+/// `out (t, n) += sum over the ids e of weights_e * down_e (act(gate_e x) * (up_e x))`; gate, up: (experts, ff, n), down:
+/// (experts, n, ff), x: (t, n), ids and weights (t, used) as the `Router` writes them. The one step that may run on several
+/// sides at once.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Experts {
     pub x: Slot,
-    pub picks: Slot,
+    pub ids: Slot,
+    pub weights: Slot,
     pub used: usize,
     pub gate: WeightId,
     pub up: WeightId,
@@ -187,7 +190,7 @@ impl Op {
             Op::Attention(op) => vec![op.q],
             Op::GatedUp(op) => vec![op.x],
             Op::Router(op) => vec![op.x],
-            Op::Experts(op) => vec![op.x, op.picks, op.out],
+            Op::Experts(op) => vec![op.x, op.ids, op.weights, op.out],
             Op::TakeRows(op) => vec![op.x],
             Op::Move(op) => vec![op.slot],
         }
@@ -202,7 +205,7 @@ impl Op {
             Op::RopeStore(op) => vec![op.q],
             Op::Attention(op) => vec![op.out],
             Op::GatedUp(op) => vec![op.out],
-            Op::Router(op) => vec![op.picks],
+            Op::Router(op) => vec![op.ids, op.weights],
             Op::Experts(op) => vec![op.out],
             Op::TakeRows(op) => vec![op.out],
             Op::Move(op) => vec![op.slot],

@@ -137,14 +137,17 @@ fn check_hidden_and_picks(model: &str, reference: &Value, config: &EngineConfig)
     engine
         .trace(&short, |at, slot, values| {
             let step = &plan.steps[at];
-            if let Op::Router(plan::Router { routing: plan::Routing { used, .. }, .. }) = step.op {
+            if let Op::Router(plan::Router { routing: plan::Routing { used, .. }, ids: chosen, .. }) = step.op {
                 let layer = step.layer.unwrap() as usize;
                 let moe = &reference["moe_short"][layer.to_string()];
                 let moe = if moe.is_null() { &reference["moe_short"][layer] } else { moe };
-                for (token, picks) in values.chunks_exact(2 * used).enumerate() {
-                    let experts: Vec<u32> = picks[..used].iter().map(|id| id.to_bits()).collect();
-                    assert_eq!(experts, ids(&moe["experts"][token]), "{model}, layer {layer}, token {token}");
-                    for (i, weight) in picks[used..].iter().enumerate() {
+                for (token, picks) in values.chunks_exact(used).enumerate() {
+                    if slot == chosen {
+                        let experts: Vec<u32> = picks.iter().map(|id| *id as u32).collect();
+                        assert_eq!(experts, ids(&moe["experts"][token]), "{model}, layer {layer}, token {token}");
+                        continue;
+                    }
+                    for (i, weight) in picks.iter().enumerate() {
                         let expected = moe["weights"][token][i].as_f64().unwrap() as f32;
                         assert!((weight - expected).abs() < 1e-4, "{model}, layer {layer}: {weight} {expected}");
                     }

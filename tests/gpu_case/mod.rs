@@ -13,8 +13,8 @@ use rynd::cpu::{Cpu, CpuConfig};
 use rynd::gguf::{Gguf, Writer};
 use rynd::gpu::{Device, Devices, Gpu, GpuConfig, Handicap};
 use rynd::plan::{
-    Kv, KvId, Op, PAGE_TOKENS, PageGroup, Plan, RopeId, RopeTable, Sections, Side, Slot, SlotInfo, Step, Weight, WeightId,
-    mixtures,
+    Kv, KvId, Op, PAGE_TOKENS, PageGroup, Plan, RopeId, RopeTable, Sections, Side, Slot, SlotInfo, SlotKind, Step,
+    Weight, WeightId, mixtures,
 };
 use rynd::weights::Weights;
 use rynd_quant::Format;
@@ -161,18 +161,23 @@ impl Case {
         }
     }
 
-    fn any_slot(&mut self, width: usize, taken: bool) -> Slot {
+    fn any_slot(&mut self, width: usize, kind: SlotKind, taken: bool) -> Slot {
         let buffer = self.plan.slots.len() as u32;
-        self.plan.slots.push(SlotInfo { width, buffer, taken });
+        self.plan.slots.push(SlotInfo { width, kind, buffer, taken });
         Slot(buffer)
     }
 
+    /// Ids and weights of a router's picks.
+    pub fn picks(&mut self, used: usize) -> [Slot; 2] {
+        [self.any_slot(used, SlotKind::U32, false), self.slot(used)]
+    }
+
     pub fn slot(&mut self, width: usize) -> Slot {
-        self.any_slot(width, false)
+        self.any_slot(width, SlotKind::F32, false)
     }
 
     pub fn taken_slot(&mut self, width: usize) -> Slot {
-        self.any_slot(width, true)
+        self.any_slot(width, SlotKind::F32, true)
     }
 
     /// A slot that is filled at random before a run.

@@ -37,7 +37,7 @@ use crate::cpu::Cpu;
 use crate::experts::tier::Tier;
 use crate::experts::{Guard, Heat, Pager, Place, Verdict};
 use crate::gpu::{Gpu, NO_SLOT};
-use crate::plan::{Experts, Mixture, Plan, WeightId};
+use crate::plan::{Experts, Mixture, Plan, Slot, WeightId};
 use crate::weights::Weights;
 
 /// Staging buffers of a GPU: uploads on their way at once.
@@ -106,8 +106,8 @@ pub struct Hybrid {
     // ---- of the current run ----
     picked: Vec<Vec<u32>>, // by layer: (t, used); empty when it was not read
     late: Vec<usize>,      // layers whose picks are read at the end
-    rows: Vec<f32>,        // (t, 2 * used)
-    masked: Vec<f32>,      // (t, 2 * used)
+    weights: Vec<f32>,     // of the layer that was read last: (t, used)
+    masked: Vec<u32>,      // ids that are left to the CPU: (t, used)
     x: Vec<f32>,           // (t, k)
     sum: Vec<f32>,         // (t, n)
     part: Vec<f32>,        // (t, n)
@@ -163,7 +163,7 @@ impl Hybrid {
             waves: Waves::new(weights, slots, tier, options),
             picked: vec![vec![]; count],
             late: vec![],
-            rows: vec![],
+            weights: vec![],
             masked: vec![],
             x: vec![],
             sum: vec![],
@@ -256,20 +256,18 @@ impl Hybrid {
     fn run_cpu_layer(&mut self, (layer, info): (usize, Layer), run: &mut LayerRun) -> Result<(), BackendError> {
         let Layer { step, op, widths, .. } = info;
         let LayerRun { cpu, gpus, env, from, .. } = run;
-        let (env, t, used) = (*env, env.tokens.len(), op.used);
+        let (env, t) = (*env, env.tokens.len());
         cpu.run(*from..step, env)?;
-        self.rows.resize(t * 2 * used, 0.0);
-        cpu.read(op.picks, &mut self.rows)?;
-        self.keep_picks(layer, used);
+        self.read_picks(layer, t, *cpu, true)?;
         let (others, misses) = self.mask(layer, info, self.with_cache, &[], env);
         if others.is_empty() {
             return cpu.run(step..step + 1, env);
         }
         self.x.resize(t * widths[0], 0.0);
         cpu.read(op.x, &mut self.x)?;
-        self.submit_hits(info, &others, t, gpus)?;
+        self.submit_hits((layer, info), &others, t, gpus)?;
         if misses > 0 {
-            cpu.write(op.picks, &self.masked)?;
+            cpu.write_u32(op.ids, &self.masked)?;
             cpu.run(step..step + 1, env)?;
         }
         self.sum.resize(t * widths[1], 0.0);
@@ -287,22 +285,28 @@ impl Hybrid {
     ) -> Result<(), BackendError> {
         let Layer { step, op, widths, .. } = info;
         let LayerRun { cpu, gpus, env, from, logged } = run;
-        let (env, from, picks, x) = (*env, *from, op.picks, op.x);
+        let (env, from, x) = (*env, *from, op.x);
         let (t, experts) = (env.tokens.len(), self.pager.grid().experts);
         let prompt = env.prompt_tokens();
-        let passes = prompt > 0 && gpus[home].wave_slots(step) > 0;
+        // A prompt's token that is alone in its run would wait for a wave of its own.
+        let passes = prompt > 1 && gpus[home].wave_slots(step) > 0;
         // The guard judges generated tokens; where a prompt streams, what need not be brought is used.
         let with_cache = self.with_cache || passes;
         if with_cache && self.held[home][layer] == experts {
             self.waves.counted.picks += (prompt * op.used) as u64;
             let settled = !*logged && self.pager.is_settled(layer);
-            gpus[home].submit(from..step + 1, if settled { &[] } else { std::slice::from_ref(&picks) })?;
+            let wanted: &[Slot] = match (settled, *logged) {
+                (true, _) => &[],
+                (false, true) => &[op.ids, op.weights],
+                (false, false) => &[op.ids],
+            };
+            gpus[home].submit(from..step + 1, wanted)?;
             if !settled {
                 self.late.push(layer);
             }
             return Ok(());
         }
-        gpus[home].submit(from..step, &[picks, x])?;
+        gpus[home].submit(from..step, &[op.ids, op.weights, x])?;
         let hits = with_cache && self.held[home][layer] > 0;
         if hits {
             gpus[home].submit(step..step + 1, &[])?;
@@ -310,7 +314,7 @@ impl Hybrid {
         if passes {
             self.upload_ahead(layer, t, (home, &mut gpus[home]));
         }
-        self.read_picks(layer, t, &mut gpus[home])?;
+        self.read_picks(layer, t, &mut gpus[home], true)?;
         let passing = if passes { self.passing(layer) } else { vec![] };
 
         let (others, misses) = self.mask(layer, info, with_cache, &passing, env);
@@ -321,10 +325,11 @@ impl Hybrid {
         }
         self.sum.clear();
         self.sum.resize(t * widths[1], 0.0);
-        self.submit_hits(info, &others, t, gpus)?;
+        self.submit_hits((layer, info), &others, t, gpus)?;
         if misses > 0 {
             cpu.write(x, &self.x)?;
-            cpu.write(picks, &self.masked)?;
+            cpu.write_u32(op.ids, &self.masked)?;
+            cpu.write(op.weights, &self.weights)?;
             cpu.write(op.out, &self.sum)?;
         }
         let mut run = || if misses > 0 { cpu.run(step..step + 1, env) } else { Ok(()) };
@@ -363,20 +368,20 @@ impl Hybrid {
         let mut passes = vec![false; if passing.is_empty() { 0 } else { self.pager.grid().experts }];
         passing.iter().for_each(|&expert| passes[expert] = true);
         self.masked.clear();
-        self.masked.extend_from_slice(&self.rows);
-        for (token, row) in self.masked.chunks_exact_mut(2 * info.op.used).enumerate() {
+        self.masked.extend_from_slice(&self.picked[layer]);
+        for (token, row) in self.masked.chunks_exact_mut(info.op.used).enumerate() {
             let before = misses;
-            for id in &mut row[..info.op.used] {
-                let expert = id.to_bits() as usize;
+            for id in row {
+                let expert = *id as usize;
                 match self.pager.place(layer, expert) {
                     Place::Resident { pool, .. } if with_cache => {
-                        *id = f32::from_bits(ELSEWHERE);
+                        *id = ELSEWHERE;
                         let (gpu, _) = self.at[usize::from(pool)];
                         if info.home != Some(gpu) && !others.contains(&gpu) {
                             others.push(gpu);
                         }
                     }
-                    _ if passes.get(expert) == Some(&true) => *id = f32::from_bits(ELSEWHERE),
+                    _ if passes.get(expert) == Some(&true) => *id = ELSEWHERE,
                     Place::Resident { .. } | Place::Coming { .. } | Place::Absent => misses += 1,
                 }
             }
@@ -388,14 +393,21 @@ impl Hybrid {
         (others, misses)
     }
 
-    /// Has GPUs that are not a layer's home compute the hits that they hold, from `x` and `rows`.
-    fn submit_hits(&mut self, info: Layer, others: &[usize], t: usize, gpus: &mut [Gpu]) -> Result<(), BackendError> {
-        let Layer { step, op: Experts { x, picks, out, .. }, widths, .. } = info;
+    /// Has GPUs that are not a layer's home compute the hits that they hold, from `x`.
+    fn submit_hits(
+        &mut self,
+        (layer, info): (usize, Layer),
+        others: &[usize],
+        t: usize,
+        gpus: &mut [Gpu],
+    ) -> Result<(), BackendError> {
+        let Layer { step, op: Experts { x, ids, weights, out, .. }, widths, .. } = info;
         self.part.clear();
         self.part.resize(t * widths[1], 0.0);
         for &gpu in others {
             gpus[gpu].write(x, &self.x)?;
-            gpus[gpu].write(picks, &self.rows)?;
+            gpus[gpu].write_u32(ids, &self.picked[layer])?;
+            gpus[gpu].write(weights, &self.weights)?;
             gpus[gpu].write(out, &self.part)?;
             gpus[gpu].submit(step..step + 1, &[out])?;
         }
@@ -411,26 +423,29 @@ impl Hybrid {
         Ok(())
     }
 
-    /// Reads a layer's picks into `rows` and remembers the ids.
-    fn read_picks(&mut self, layer: usize, t: usize, gpu: &mut Gpu) -> Result<(), BackendError> {
-        let Some(Layer { op: Experts { picks, used, .. }, .. }) = self.layers[layer] else { return Ok(()) };
-        self.rows.resize(t * 2 * used, 0.0);
-        gpu.read(picks, &mut self.rows)?;
-        self.keep_picks(layer, used);
+    /// Reads what a layer's router picked, of which not everybody wants the weights.
+    fn read_picks(
+        &mut self,
+        layer: usize,
+        t: usize,
+        from: &mut dyn Backend,
+        with_weights: bool,
+    ) -> Result<(), BackendError> {
+        let Some(Layer { op, .. }) = self.layers[layer] else { return Ok(()) };
+        let ids = &mut self.picked[layer];
+        ids.resize(t * op.used, 0);
+        from.read_u32(op.ids, ids)?;
+        if with_weights {
+            self.weights.resize(t * op.used, 0.0);
+            from.read(op.weights, &mut self.weights)?;
+        }
         Ok(())
-    }
-
-    /// Remembers the ids in `rows`.
-    fn keep_picks(&mut self, layer: usize, used: usize) {
-        let ids = self.rows.chunks_exact(2 * used).flat_map(|row| row[..used].iter().map(|id| id.to_bits()));
-        self.picked[layer].clear();
-        self.picked[layer].extend(ids);
     }
 
     /// After a layer ran: its picks for a log.
     pub fn log(&self, layer: usize, log: &PickLog) {
         if let (Some(Layer { router, .. }), false) = (self.layers[layer], self.picked[layer].is_empty()) {
-            log.put(router, &self.rows);
+            log.put(router, &self.picked[layer], &self.weights);
         }
     }
 
@@ -439,7 +454,7 @@ impl Hybrid {
         let t = env.tokens.len();
         for layer in std::mem::take(&mut self.late) {
             let Some(Layer { home: Some(home), .. }) = self.layers[layer] else { continue };
-            self.read_picks(layer, t, &mut gpus[home])?;
+            self.read_picks(layer, t, &mut gpus[home], log.is_some())?;
             if let Some(log) = log {
                 self.log(layer, log);
             }

@@ -253,18 +253,19 @@ impl Hybrid {
         env: &Env,
     ) -> Result<(), BackendError> {
         let Some(Layer { step, op, .. }) = self.layers[layer] else { return Ok(()) };
-        let Experts { x, picks, out, used, .. } = op;
+        let Experts { x, ids, weights, out, .. } = op;
         self.masked.clear();
-        self.masked.extend_from_slice(&self.rows);
-        for id in self.masked.chunks_exact_mut(2 * used).flat_map(|row| &mut row[..used]) {
-            if failed.contains(&(id.to_bits() as usize)) {
+        self.masked.extend_from_slice(&self.picked[layer]);
+        for id in &mut self.masked {
+            if failed.contains(&(*id as usize)) {
                 self.waves.counted.cpu_picks += 1;
             } else {
-                *id = f32::from_bits(ELSEWHERE);
+                *id = ELSEWHERE;
             }
         }
         cpu.write(x, &self.x)?;
-        cpu.write(picks, &self.masked)?;
+        cpu.write_u32(ids, &self.masked)?;
+        cpu.write(weights, &self.weights)?;
         cpu.write(out, &self.sum)?;
         cpu.run(step..step + 1, env)?;
         cpu.read(out, &mut self.sum)

@@ -18,7 +18,7 @@ use crate::gpu::kernels::{Kernel, gate as gate_override, tile_overrides};
 use crate::gpu::matrix::{Bank, Matrix, Rows};
 use crate::gpu::pipelines::{Call, Recorder};
 use crate::gpu::slots::{View, padded, values_bytes};
-use crate::plan::{self, Plan, Routing, Score, WeightId};
+use crate::plan::{self, Plan, Routing, Score, Slot, WeightId};
 
 /// Experts that the grouping and routing kernels hold.
 pub(super) const MAX_EXPERTS: usize = 1024;
@@ -29,7 +29,7 @@ struct RouterParams {
     experts: u32,
     used: u32,
     logits_stride: u32,
-    picks_stride: u32,
+    weights_at: u32,
     scale: f32,
 }
 
@@ -46,7 +46,7 @@ struct ExpertsParams {
     slot_count: u32,
     second_bank: u32,
     third_bank: u32,
-    picks_stride: u32,
+    weights_at: u32,
     x_at: u32,
     x_stride: u32,
     out_at: u32,
@@ -59,7 +59,6 @@ struct GroupParams {
     pairs: u32,
     used: u32,
     experts: u32,
-    picks_stride: u32,
 }
 
 #[repr(C)]
@@ -70,7 +69,6 @@ struct SumParams {
     experts: u32,
     slots_at: u32,
     slot_count: u32,
-    picks_stride: u32,
     x_stride: u32,
     out_at: u32,
     out_stride: u32,
@@ -111,6 +109,12 @@ fn normalizes(routing: &Routing) -> Option<bool> {
     normalizes.filter(|_| routing.is_by_logits())
 }
 
+/// Where a router's weights begin in the buffer that holds its ids too.
+fn picks<'a>(setup: &Setup<'a>, [ids, weights]: [Slot; 2]) -> (u32, &'a wgpu::Buffer) {
+    let (_, buffer) = setup.slots.of(ids);
+    (setup.slots.of(weights).0.base as u32, buffer)
+}
+
 /// `plan::Router`.
 pub(in crate::gpu) struct Router {
     logits: (Input, Product),
@@ -119,25 +123,25 @@ pub(in crate::gpu) struct Router {
 
 impl Router {
     pub(super) fn new(setup: &mut Setup, op: &plan::Router) -> Result<Router, GpuError> {
-        let &plan::Router { x, weight, routing, picks } = op;
+        let &plan::Router { x, weight, routing, ids, weights } = op;
         let Some(normalize) = normalizes(&routing) else {
             let why = "the kernel knows only the softmax of the logits".to_owned();
             return Err(GpuError::Unsupported { what: "this router".to_owned(), why });
         };
         let experts = setup.plan.weight(weight).rows;
         let scratch = setup.scratch("router logits")?;
-        let (picks, picks_buffer) = setup.slots.of(picks);
+        let (weights_at, picks) = picks(setup, [ids, weights]);
         let view = View::alone(experts);
         let logits = plain_product(setup, weight, x, Place { view, buffer: &scratch })?;
         let params = RouterParams {
             experts: experts as u32,
             used: routing.used as u32,
             logits_stride: view.stride as u32,
-            picks_stride: picks.stride as u32,
+            weights_at,
             scale: routing.scale,
         };
         let overrides = [("NORMALIZE", normalize.into())];
-        let pick = setup.device.call(Kernel::Router, &overrides, &[&scratch, picks_buffer], params)?;
+        let pick = setup.device.call(Kernel::Router, &overrides, &[&scratch, picks], params)?;
         Ok(Router { logits, pick })
     }
 
@@ -181,7 +185,8 @@ pub(in crate::gpu) struct ExpertWeights {
 
 /// What both products of a layer share.
 struct Layer<'a> {
-    picks: (View, &'a wgpu::Buffer),
+    /// Where the weights begin, and the buffer.
+    picks: (u32, &'a wgpu::Buffer),
     weights: &'a ExpertWeights,
     groups: Option<&'a wgpu::Buffer>,
     used: usize,
@@ -193,7 +198,7 @@ impl Experts {
         op: &plan::Experts,
         weights: ExpertWeights,
     ) -> Result<Experts, GpuError> {
-        let &plan::Experts { x, picks, used, act, out, .. } = op;
+        let &plan::Experts { x, ids, weights: mixing, used, act, out, .. } = op;
         let ExpertWeights { up, down, .. } = &weights;
         let hidden = setup.scratch("expert activations")?;
         let batched = setup.batch > FEW_TOKENS;
@@ -201,7 +206,7 @@ impl Experts {
         let outputs = if batched { Some(setup.scratch("expert outputs")?) } else { None };
         let (x, x_buffer) = setup.slots.of(x);
         let (out, out_buffer) = setup.slots.of(out);
-        let picks = setup.slots.of(picks);
+        let picks = picks(setup, [ids, mixing]);
         let layer = Layer { picks, weights: &weights, groups: groups.as_ref(), used };
 
         let x = Place { view: x, buffer: x_buffer };
@@ -219,8 +224,7 @@ impl Experts {
         let batch = match (&groups, &outputs) {
             (Some(groups), Some(outputs)) => {
                 let experts = weights.experts as u32;
-                let picks_stride = picks.0.stride as u32;
-                let params = GroupParams { pairs: 0, used: used as u32, experts, picks_stride };
+                let params = GroupParams { pairs: 0, used: used as u32, experts };
                 let group = setup.device.call(Kernel::ExpertsGroup, &[], &[picks.1, groups], params)?;
                 let params = SumParams {
                     n: down.rows as u32,
@@ -228,7 +232,6 @@ impl Experts {
                     experts,
                     slots_at: weights.map_at,
                     slot_count: down.experts as u32,
-                    picks_stride,
                     x_stride: pairs.view.stride as u32,
                     out_at: out.view.at as u32,
                     out_stride: out.view.stride as u32,
@@ -351,7 +354,7 @@ impl Layer<'_> {
         gate: u32,
         [x, out, pairs]: [Place; 3],
     ) -> Result<BankCalls, GpuError> {
-        let (picks, picks_buffer) = self.picks;
+        let (weights_at, picks) = self.picks;
         let slots = |rows: usize| (rows / matrix.rows) as u32;
         let start = |bank: usize| banks.get(bank).map_or(u32::MAX, |bank| slots(bank.first_row - banks[0].first_row));
         let params = |out: View| ExpertsParams {
@@ -365,14 +368,14 @@ impl Layer<'_> {
             slot_count: slots(banks.iter().map(|bank| bank.rows).sum()),
             second_bank: start(1),
             third_bank: start(2),
-            picks_stride: picks.stride as u32,
+            weights_at,
             x_at: (x.view.at / 4) as u32,
             x_stride: (x.view.stride / 4) as u32,
             out_at: out.at as u32,
             out_stride: out.stride as u32,
         };
         let [first, second, third] = bound(banks);
-        let inputs = [first, second, third, x.buffer, picks_buffer, &self.weights.map];
+        let inputs = [first, second, third, x.buffer, picks, &self.weights.map];
         let rows_a_workgroup = setup.device.rows_per_workgroup(matrix.rows);
         let count = ("BANKS", banks.len() as u32);
         let mut overrides = vec![("ROWS", rows_a_workgroup), count];
