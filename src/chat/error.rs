@@ -19,6 +19,10 @@ pub enum ChatError {
         "the conversation uses every private-use character, so its text can not be told from the template's tokens; remove some, or let special tokens be read (--parse-special)"
     )]
     NoMark,
+    #[error(
+        "message {message} has a part of type '{kind}', and this model reads text only; send its text, or leave it out"
+    )]
+    NotText { message: usize, kind: String },
     #[error(transparent)]
     File(#[from] GgufError),
     #[error("there is no built-in chat template '{name}': use one of {}", super::BUILTIN_NAMES.join(", "))]

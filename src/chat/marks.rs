@@ -14,10 +14,16 @@ fn candidates() -> impl Iterator<Item = char> {
     ('\u{fdd0}'..='\u{fdef}').chain('\u{f0000}'..='\u{ffffd}')
 }
 
+/// Characters that are looked for: one mark, and places in as many turns as a conversation may have.
+const FREE: usize = 20_000;
+
 /// Marks for one rendering.
 pub(super) struct Marks<'a> {
     tokenizer: &'a Tokenizer,
     pub mark: char,
+    /// More such characters, for places that the caller wants to find again.
+    free: Vec<char>,
+    silent: bool,
 }
 
 impl<'a> Marks<'a> {
@@ -27,8 +33,39 @@ impl<'a> Marks<'a> {
         let mut see = |text: &str| used.extend(text.chars().filter(|&char| char >= '\u{fdd0}'));
         texts.iter().for_each(|text| see(text));
         values.iter().for_each(|value| walk(value, &mut see));
-        let mark = candidates().find(|char| !used.contains(char)).ok_or(ChatError::NoMark)?;
-        Ok(Self { tokenizer, mark })
+        let mut free: Vec<char> = candidates().filter(|char| !used.contains(char)).take(FREE).collect();
+        let mark = free.pop().ok_or(ChatError::NoMark)?;
+        Ok(Self { tokenizer, mark, free, silent: false })
+    }
+
+    /// Marks nothing: what a text spells may be a token.
+    pub fn silent(self) -> Self {
+        Self { silent: true, ..self }
+    }
+
+    /// The character of a place; no two places share one.
+    pub fn sign(&self, place: usize) -> Result<char, ChatError> {
+        self.free.get(place).copied().ok_or(ChatError::NoMark)
+    }
+
+    /// A text with its marks.
+    pub fn marked(&self, text: &str) -> String {
+        let mut text = text.to_owned();
+        self.apply_str(&mut text);
+        text
+    }
+
+    /// The same, but for the tokens named.
+    pub fn marked_but(&self, text: &str, tokens: &[&str]) -> String {
+        let next = |text: &str| tokens.iter().filter_map(|token| Some((text.find(token)?, *token))).min();
+        let (mut out, mut rest) = (String::new(), text);
+        while let Some((at, token)) = next(rest) {
+            out.push_str(&self.marked(&rest[..at]));
+            out.push_str(token);
+            rest = &rest[at + token.len()..];
+        }
+        out.push_str(&self.marked(rest));
+        out
     }
 
     /// Marks every string in `value`, and the keys that need it.
@@ -38,7 +75,7 @@ impl<'a> Marks<'a> {
             Json::Array(items) => items.iter_mut().for_each(|item| self.apply(item)),
             Json::Object(map) => {
                 map.values_mut().for_each(|item| self.apply(item));
-                if map.keys().any(|key| !self.tokenizer.seams(key).is_empty()) {
+                if !self.silent && map.keys().any(|key| !self.tokenizer.seams(key).is_empty()) {
                     let marked = std::mem::take(map).into_iter().map(|(mut key, item)| {
                         self.apply_str(&mut key);
                         (key, item)
@@ -51,6 +88,9 @@ impl<'a> Marks<'a> {
     }
 
     fn apply_str(&self, text: &mut String) {
+        if self.silent {
+            return;
+        }
         for at in self.tokenizer.seams(text).into_iter().rev() {
             text.insert(at, self.mark);
         }

@@ -59,6 +59,9 @@ impl Template {
         environment.set_debug(true); // for the place of an error
         environment.set_unknown_method_callback(python::method);
         add_tojson(&mut environment, None);
+        for name in ["from_json", "fromjson"] {
+            environment.add_filter(name, from_json);
+        }
         environment.add_test("iterable", python::is_iterable);
         environment.add_test("sequence", python::is_sequence);
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
@@ -68,7 +71,7 @@ impl Template {
             let now = jiff::ZonedDateTime::now();
             jiff::fmt::strtime::format(&format, &now).map_err(strftime_error)
         });
-        let source = without_generation_tags(source);
+        let source = without_list_changes(&without_generation_tags(source));
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         let added = syntax.and_then(|syntax| {
             environment.set_syntax(syntax);
@@ -111,6 +114,11 @@ impl Template {
         &self.source
     }
 
+    /// Whose template it is.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The prompt's text. `extra` are more variables for the template: `bos_token`, `eos_token`,
     /// `enable_thinking` and the like.
     pub fn render(
@@ -144,37 +152,42 @@ impl Template {
         extra: &Map<String, Json>,
         tokenizer: Option<&Tokenizer>,
     ) -> Result<Prompt, ChatError> {
-        let render = |arguments| self.render_as(arguments, messages, tools, add_generation_prompt, extra, tokenizer);
+        let values: Vec<Json> = messages.iter().map(|message| message.for_template(Arguments::AsGiven)).collect();
+        let values: Vec<&Json> = values.iter().chain(tools).chain(extra.values()).collect();
+        let marks = tokenizer.map(|tokenizer| Marks::new(tokenizer, &values, &[&self.source])).transpose()?;
+        let render =
+            |arguments| self.render_with(arguments, messages, tools, add_generation_prompt, extra, marks.as_ref());
         let as_given = render(Arguments::AsGiven);
         // Some templates read the fields of a tool call's arguments, others add them to a string.
         let has_calls = messages.iter().any(|message| message.tool_calls.is_some());
-        match &as_given {
+        let text = match &as_given {
             Err(ChatError::Failed { .. }) if has_calls => {
                 render(Arguments::Objects).or_else(|_| render(Arguments::Strings)).or(as_given)
             }
             _ => as_given,
-        }
+        }?;
+        Ok(match marks {
+            Some(marks) => Prompt::from_marked(&text, marks.mark),
+            None => text.into(),
+        })
     }
 
-    fn render_as(
+    /// The text with its marks.
+    pub(super) fn render_with(
         &self,
         arguments: Arguments,
         messages: &[Message],
         tools: Option<&Json>,
         add_generation_prompt: bool,
         extra: &Map<String, Json>,
-        tokenizer: Option<&Tokenizer>,
-    ) -> Result<Prompt, ChatError> {
+        marks: Option<&Marks>,
+    ) -> Result<String, ChatError> {
         let mut environment = self.environment.clone();
         let mut messages: Vec<Json> = messages.iter().map(|message| message.for_template(arguments)).collect();
         let mut tools = tools.cloned().unwrap_or_default();
-        let mut mark = None;
-        if let Some(tokenizer) = tokenizer {
-            let values: Vec<&Json> = messages.iter().chain([&tools]).chain(extra.values()).collect();
-            let marks = Marks::new(tokenizer, &values, &[&self.source])?;
+        if let Some(marks) = marks {
             messages.iter_mut().chain([&mut tools]).for_each(|value| marks.apply(value));
             add_tojson(&mut environment, Some(marks.mark));
-            mark = Some(marks.mark);
         }
         let mut bytes = 0;
         let n = messages.len() as u64;
@@ -189,14 +202,10 @@ impl Template {
         context.extend(extra.iter().map(|(key, value)| (key.as_str(), to_value(value, &mut bytes))));
         environment.set_fuel(Some(FUEL + FUEL_PER_MESSAGE * n + FUEL_PER_SQUARE.saturating_mul(n * n) + bytes));
         // The error is read in there as well: it holds the template's variables.
-        let text = with_deep_stack(|| {
+        with_deep_stack(|| {
             let template = environment.get_template(&self.name);
             let rendered = template.and_then(|template| template.render(Value::from_pairs(context.iter().cloned())));
             rendered.map_err(|error| self.describe(&error))
-        })?;
-        Ok(match mark {
-            Some(mark) => Prompt::from_marked(&text, mark),
-            None => text.into(),
         })
     }
 
@@ -233,6 +242,13 @@ impl Template {
             _ => ChatError::Failed { template, line, why, source_line },
         }
     }
+}
+
+/// Some templates take apart arguments that came as text.
+fn from_json(text: &str) -> Result<Value, Error> {
+    let json = serde_json::from_str(text);
+    let json = json.map_err(|why| Error::new(ErrorKind::InvalidOperation, format!("from_json: {why}")))?;
+    Ok(to_value(&json, &mut 0))
 }
 
 fn add_tojson(environment: &mut Environment, mark: Option<char>) {
@@ -296,6 +312,46 @@ fn without_generation_tags(source: &str) -> String {
             _ => out.push_str(tag),
         }
         out.push_str("%}");
+        rest = after;
+    }
+    out.push_str(rest);
+    out
+}
+
+/// Lists of minijinja can not be changed; a template that queues in an attribute of a namespace gets a new list instead:
+/// `ns.x.append(y)` becomes `ns.x + [y]`, and `ns.x.pop(0)` the first and the rest.
+fn without_list_changes(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some((before, tag)) = rest.split_once("{%") {
+        out.push_str(before);
+        let Some((tag, after)) = tag.split_once("%}") else {
+            rest = &rest[before.len()..];
+            break;
+        };
+        let open = if tag.starts_with('-') { "{%-" } else { "{%" };
+        let close = if tag.ends_with('-') { "-%}" } else { "%}" };
+        let statement = tag.trim_matches(|char: char| char.is_whitespace() || char == '-');
+        let parts = statement.strip_prefix("set ").and_then(|rest| rest.split_once('='));
+        let changed = parts.and_then(|(target, value)| {
+            let value = value.trim();
+            let is_attribute =
+                |list: &str| list.contains('.') && list.chars().all(|c| c.is_alphanumeric() || "._".contains(c));
+            if let Some((list, item)) = value.strip_suffix(')').and_then(|value| value.split_once(".append(")) {
+                return is_attribute(list).then(|| format!("{open} set {list} = {list} + [{item}] {close}"));
+            }
+            let list = value.strip_suffix(".pop(0)").filter(|list| is_attribute(list))?;
+            let first = format!("{open} set {} = {list}[0] -%}}", target.trim());
+            Some(format!("{first}{{%- set {list} = {list}[1:] {close}"))
+        });
+        match changed {
+            Some(changed) => out.push_str(&changed),
+            None => {
+                out.push_str("{%");
+                out.push_str(tag);
+                out.push_str("%}");
+            }
+        }
         rest = after;
     }
     out.push_str(rest);

@@ -5,6 +5,7 @@
 //! one run of the model for all of them. Nothing here prints or knows of templates.
 
 mod batch;
+pub mod repeats;
 mod stream;
 
 use std::ops::ControlFlow;

@@ -31,7 +31,8 @@ pub static ROWS: &[&Row] = &[
     &bare::ROW,
 ];
 
-pub(super) const HARMONY: &str = "harmony";
+/// The format that is no list of marks.
+pub const HARMONY: &str = "harmony";
 
 /// The format of a template.
 pub fn of_template(source: &str) -> &'static Row {
