@@ -1,7 +1,9 @@
 //! A team of worker threads that walks the step list together.
 //!
-//! One rayon broadcast a run; between steps a spinning barrier, and work handed out by an atomic counter. A fork and
-//! join per operation would cost more than the operations of a small model, which has hundreds a token.
+//! One rayon broadcast a run; between steps a barrier, and work handed out by an atomic counter. A fork and join per
+//! operation would cost more than the operations of a small model, which has hundreds a token. A worker waits at a
+//! barrier by spinning, for as long as a chunk of work may take, and then by sleeping: on a machine that others use too,
+//! the one that is waited for may itself wait for a core, and gets the sleeper's.
 //!
 //! The phase contract: between two barriers, a range of a `Shared` buffer is written by at most one worker, and read by
 //! others only when nobody writes it. Every `unsafe` access in this module's siblings leans on that sentence; it is why
@@ -10,11 +12,16 @@
 use std::cell::{Cell, UnsafeCell};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::backend::BackendError;
 
-/// Spins before a waiting worker starts to give its core away.
-const SPINS: usize = 20_000;
+/// How long a waiting worker spins before it sleeps. Waking takes about as long, and a scheduler's slice, for which a
+/// preempted worker is away, a hundred times that.
+const SPIN: Duration = Duration::from_micros(50);
+/// Spins between two looks at the clock.
+const SPINS: usize = 32;
 
 /// The threads of an executor.
 pub struct Team {
@@ -54,6 +61,10 @@ struct Meeting {
     arrived: AtomicUsize,
     generation: AtomicUsize,
     poisoned: AtomicBool,
+    /// Workers that sleep, or are about to.
+    sleepers: AtomicUsize,
+    asleep: Mutex<()>,
+    woken: Condvar,
     /// Work counters of three phases in turn: the next is cleared while the current is used.
     next: [AtomicUsize; 3],
 }
@@ -65,7 +76,48 @@ impl Meeting {
             arrived: AtomicUsize::new(0),
             generation: AtomicUsize::new(0),
             poisoned: AtomicBool::new(false),
+            sleepers: AtomicUsize::new(0),
+            asleep: Mutex::new(()),
+            woken: Condvar::new(),
             next: [const { AtomicUsize::new(0) }; 3],
+        }
+    }
+
+    /// Whether all have met since `generation`, or one of them died.
+    fn is_over(&self, generation: usize) -> bool {
+        // Sequentially consistent, as are the stores before `wake` and the count of sleepers: either the one who stores
+        // sees the sleeper, or the sleeper sees what was stored.
+        self.generation.load(Ordering::SeqCst) != generation || self.poisoned.load(Ordering::SeqCst)
+    }
+
+    /// Waits until `is_over`.
+    fn wait(&self, generation: usize) {
+        let mut since = None;
+        loop {
+            for _ in 0..SPINS {
+                if self.is_over(generation) {
+                    return;
+                }
+                std::hint::spin_loop();
+            }
+            if since.get_or_insert_with(Instant::now).elapsed() >= SPIN {
+                break;
+            }
+        }
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        let mut asleep = self.asleep.lock().unwrap_or_else(PoisonError::into_inner);
+        while !self.is_over(generation) {
+            asleep = self.woken.wait(asleep).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.sleepers.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Wakes those who sleep, after the store that they sleep for.
+    fn wake(&self) {
+        if self.sleepers.load(Ordering::SeqCst) > 0 {
+            // Taken and given back: whoever counted itself is now either asleep or has seen the store.
+            drop(self.asleep.lock().unwrap_or_else(PoisonError::into_inner));
+            self.woken.notify_all();
         }
     }
 }
@@ -76,7 +128,8 @@ struct PoisonOnPanic<'a>(&'a Meeting);
 impl Drop for PoisonOnPanic<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.poisoned.store(true, Ordering::Release);
+            self.0.poisoned.store(true, Ordering::SeqCst);
+            self.0.wake();
         }
     }
 }
@@ -103,21 +156,14 @@ impl Worker<'_> {
         let generation = meeting.generation.load(Ordering::Acquire);
         if meeting.arrived.fetch_add(1, Ordering::AcqRel) + 1 == meeting.size {
             meeting.arrived.store(0, Ordering::Relaxed);
-            meeting.generation.store(generation.wrapping_add(1), Ordering::Release);
+            meeting.generation.store(generation.wrapping_add(1), Ordering::SeqCst);
+            meeting.wake();
             return;
         }
-        let mut spins = 0;
-        while meeting.generation.load(Ordering::Acquire) == generation {
-            spins += 1;
-            if spins < SPINS {
-                std::hint::spin_loop();
-            } else {
-                std::thread::yield_now();
-            }
-            if meeting.poisoned.load(Ordering::Relaxed) {
-                // Only reachable after another worker's panic, which the broadcast reports.
-                std::panic::resume_unwind(Box::new("another worker of the team died"));
-            }
+        meeting.wait(generation);
+        if meeting.generation.load(Ordering::Acquire) == generation {
+            // Only reachable after another worker's panic, which the broadcast reports.
+            std::panic::resume_unwind(Box::new("another worker of the team died"));
         }
     }
 
@@ -237,14 +283,40 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_in_one_worker_does_not_hang_the_others() {
-        let team = Team::new(2).unwrap();
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            team.run(|worker| {
-                assert!(worker.index != 0, "on purpose");
+    fn workers_that_sleep_at_a_barrier_are_woken_and_see_what_was_written() {
+        let team = Team::new(3).unwrap();
+        let values = Shared::<u32>::zeroed(3, "test").unwrap();
+        team.run(|worker| {
+            for round in 1..=20 {
+                // Each is late in turn, by far more than the others spin.
+                if round as usize % 3 == worker.index {
+                    std::thread::sleep(20 * SPIN);
+                }
+                // SAFETY: each worker has a value of its own, and a barrier follows.
+                let own = unsafe { values.get_mut(worker.index..worker.index + 1) };
+                own[0] = round;
                 worker.barrier();
-            });
-        }));
-        assert!(result.is_err());
+                // SAFETY: written before the barrier, and not again before the next.
+                assert_eq!(unsafe { values.get(0..3) }, [round; 3]);
+                worker.barrier();
+            }
+        });
+    }
+
+    #[test]
+    fn a_panic_in_one_worker_does_not_hang_the_others() {
+        for late in [Duration::ZERO, 20 * SPIN] {
+            let team = Team::new(2).unwrap();
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                team.run(|worker| {
+                    if worker.index == 0 {
+                        std::thread::sleep(late);
+                    }
+                    assert!(worker.index != 0, "on purpose");
+                    worker.barrier();
+                });
+            }));
+            assert!(result.is_err());
+        }
     }
 }
