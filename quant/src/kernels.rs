@@ -350,7 +350,10 @@ impl Kernels {
     }
 
     fn build(level: Level) -> Kernels {
-        let linear = |format| chosen(&simd::designs(level, format)).unwrap_or_else(|| simd::scalar::linear(format));
+        let linear = |format| {
+            let designs = simd::designs(level, format);
+            chosen(&designs, simd::few_tokens(level, format)).unwrap_or_else(|| simd::scalar::linear(format))
+        };
         let exact = |format| simd::exact(level, format).unwrap_or_else(|| simd::scalar::exact(format));
         Kernels {
             level,
@@ -362,21 +365,18 @@ impl Kernels {
     }
 }
 
-/// One token by the design that reads rows best, a few by rows, many by tiles.
-fn chosen(designs: &[(Design, Linear)]) -> Option<Linear> {
+/// One token by the design that reads rows best, up to `few_tokens` by rows, more by tiles.
+fn chosen(designs: &[(Design, Linear)], few_tokens: usize) -> Option<Linear> {
     let by = |design| designs.iter().find(|(one, _)| *one == design).map(|(_, linear)| *linear);
     let rows = by(Design::Rows);
     let one = by(Design::Rows4).or(rows);
     let mut linear = by(Design::Tile).or(rows)?;
     linear.matvec = one.unwrap_or(linear).matvec;
     if let Some(rows) = rows {
-        (linear.few, linear.few_tokens) = (rows.matmul, FEW_TOKENS);
+        (linear.few, linear.few_tokens) = (rows.matmul, few_tokens);
     }
     Some(linear)
 }
-
-/// Tokens up to which rows are read as they lie.
-const FEW_TOKENS: usize = 4;
 
 /// The activations that int8 kernels of this format take, the same at every level.
 pub(crate) fn act_kind(format: Format) -> ActKind {

@@ -57,6 +57,17 @@ pub(crate) fn designs(level: Level, format: Format) -> Vec<(Design, Linear)> {
     }
 }
 
+/// Tokens up to which rows are read as they lie, where a level has both designs: measured with weights from memory
+/// (`cargo bench -p rynd-quant --bench kernels -- designs`, Zen 4).
+pub(crate) fn few_tokens(level: Level, format: Format) -> usize {
+    match (level, format) {
+        // Little to unpack, or much of it for a tile.
+        (_, Format::Q8_0 | Format::Q6_K) => 4,
+        (Level::Avx512, _) => 2,
+        _ => 4,
+    }
+}
+
 pub(crate) fn exact(level: Level, format: Format) -> Option<Linear> {
     match level {
         #[cfg(target_arch = "x86_64")]

@@ -3,7 +3,22 @@
 //! Formats differ in how their bytes become a tile; how a tile is multiplied differs only in how many weights share a
 //! scale, whether they have mins, and what activations they take.
 
+use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+
 use crate::acts::ActKind;
+
+/// Asks for what each row has behind the next `bytes`, as much again: a tile reads as many streams as it has rows, too
+/// many for the machine to follow by itself. Into the second-level cache, where more requests may be under way: those of
+/// a whole tile come at once, and past the limit of the first level each would wait.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn prefetch_rows<const ROWS: usize>(rows: &[*const u8; ROWS], bytes: usize) {
+    for row in rows {
+        for line in (0..bytes).step_by(64) {
+            _mm_prefetch::<_MM_HINT_T1>(row.wrapping_add(bytes + line).cast());
+        }
+    }
+}
 
 /// The scales of a format.
 pub(super) trait Shape {

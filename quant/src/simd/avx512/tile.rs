@@ -14,7 +14,7 @@ use std::mem::MaybeUninit;
 
 use crate::acts::ActRow;
 use crate::kernels::{Batch, Linear, OutView, Rows, Tokens, act_kind};
-use crate::simd::shape::Shape;
+use crate::simd::shape::{Shape, prefetch_rows};
 
 /// Rows in a tile.
 const ROWS: usize = 32;
@@ -145,6 +145,7 @@ unsafe fn unpack<U: Unpack>(rows: &Rows<'_>, first: usize, at: usize, depth: usi
             let row = (first + half * 16 + r).min(rows.n - 1);
             rows.bytes[row * rows.row_bytes + offset..].as_ptr()
         });
+        prefetch_rows(&pointers, depth / block_len * U::BYTES);
         // SAFETY: as_mut_ptr of a Tile; offsets stay inside its arrays, and each row has depth / block_len blocks left.
         unsafe {
             let (q, scale, min) = (&raw mut (*tile).q, &raw mut (*tile).scale, &raw mut (*tile).min);
