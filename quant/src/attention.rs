@@ -8,6 +8,8 @@
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
+use crate::kernels::{Kernels, Level};
+
 /// Tokens in a page.
 pub const PAGE: usize = 64;
 
@@ -28,25 +30,22 @@ pub struct PageKernels {
 }
 
 impl PageKernels {
-    /// The best kernels of this machine, or the scalar ones.
+    /// The kernels of the level that `Kernels::get` chose, or the scalar ones.
     pub fn new(scalar: bool) -> PageKernels {
-        #[cfg(target_arch = "x86_64")]
-        if !scalar {
-            if std::is_x86_feature_detected!("avx512f") && std::is_x86_feature_detected!("f16c") {
-                return avx512::KERNELS;
-            }
-            if std::is_x86_feature_detected!("avx2")
-                && std::is_x86_feature_detected!("fma")
-                && std::is_x86_feature_detected!("f16c")
-            {
-                return avx2::KERNELS;
-            }
+        PageKernels::at(if scalar { Level::Scalar } else { Kernels::get().level() })
+    }
+
+    fn at(level: Level) -> PageKernels {
+        match level {
+            // A level that the machine does not run is never chosen.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => avx512::KERNELS,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => avx2::KERNELS,
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => neon::KERNELS,
+            _ => SCALAR,
         }
-        #[cfg(target_arch = "aarch64")]
-        if !scalar {
-            return neon::KERNELS;
-        }
-        SCALAR
     }
 }
 
@@ -182,7 +181,7 @@ mod neon {
 mod avx2 {
     use super::*;
 
-    // SAFETY (all five): `PageKernels::new` hands this table out only after detecting avx2, fma and f16c.
+    // SAFETY (all five): `PageKernels::at` hands this table out for a level that the machine runs: avx2, fma, f16c.
     pub const KERNELS: PageKernels = PageKernels {
         // SAFETY: see above.
         scores_f16: |q, k, d, s| unsafe { scores_f16(q, k, d, s) },
@@ -232,7 +231,7 @@ mod avx512 {
     const ROWS: usize = 6;
 
     pub const KERNELS: PageKernels = PageKernels {
-        // SAFETY: `PageKernels::new` hands this table out only after detecting avx512f and f16c.
+        // SAFETY: `PageKernels::at` hands this table out for a level that the machine runs: avx512f, f16c and more.
         scores_f16: |q, k, d, s| unsafe { scores_any(q, k, d, s) },
         // SAFETY: as above.
         scores_f32: |q, k, d, s| unsafe { scores_any(q, k, d, s) },
@@ -429,8 +428,7 @@ mod tests {
 
     #[test]
     fn every_page_kernel_agrees_with_f64() {
-        for scalar in [true, false] {
-            let kernels = PageKernels::new(scalar);
+        for kernels in Level::ALL.into_iter().filter(|level| level.available()).map(PageKernels::at) {
             for d in [16, 32, 64, 80, 128, 256] {
                 for rows in [1, 2, 3, 5, 6, 7, 12, 13] {
                     let q = noise(rows * d, 1);
@@ -469,8 +467,7 @@ mod tests {
 
     #[test]
     fn the_exponential_is_within_two_units_of_its_last_place() {
-        for scalar in [true, false] {
-            let kernels = PageKernels::new(scalar);
+        for kernels in Level::ALL.into_iter().filter(|level| level.available()).map(PageKernels::at) {
             let mut p: Vec<f32> = (0..20_003).map(|i| -0.004 * i as f32).collect();
             let truth: Vec<f64> = p.iter().map(|&x| f64::from(x).exp()).collect();
             let sum = (kernels.exp_sub_sum)(&mut p, 0.0);

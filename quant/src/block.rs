@@ -4,6 +4,9 @@
 //! instantiated a second time for AVX2: the same Rust code, compiled wider. Rust never contracts `a * b + c`, so both
 //! give the same bits. Lengths are asserted once, at entry; a `Block` sees slices of exactly one block.
 
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::{Kernels, Level};
+
 /// A format at compile time.
 pub trait Block {
     /// Weights in one block.
@@ -45,8 +48,8 @@ fn check_lengths<B: Block>(src: &[u8], values: usize) {
 fn decode<B: Block>(src: &[u8], dst: &mut [f32]) {
     check_lengths::<B>(src, dst.len());
     #[cfg(target_arch = "x86_64")]
-    if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("f16c") {
-        // SAFETY: the features were just detected.
+    if matches!(Kernels::get().level(), Level::Avx2 | Level::Avx512) {
+        // SAFETY: the machine runs the level that was chosen, and both have these features.
         return unsafe { decode_avx2::<B>(src, dst) };
     }
     decode_loop::<B>(src, dst);

@@ -10,6 +10,8 @@
 use crate::Format;
 use crate::block::{Block, MAX_LEN};
 use crate::fit::{LANES, Weighted, sum};
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::{Kernels, Level};
 
 /// Why rows could not be encoded.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
@@ -108,19 +110,12 @@ fn first_beyond(src: &[f32], limit: f32) -> Option<usize> {
 
 fn rows<E: Encode>(src: &[f32], k: usize, dst: &mut [u8], importance: Option<&[f32]>) {
     #[cfg(target_arch = "x86_64")]
-    {
-        if std::is_x86_feature_detected!("avx512f")
-            && std::is_x86_feature_detected!("avx512bw")
-            && std::is_x86_feature_detected!("avx512dq")
-            && std::is_x86_feature_detected!("avx512vl")
-        {
-            // SAFETY: the features were just detected.
-            return unsafe { rows_avx512::<E>(src, k, dst, importance) };
-        }
-        if std::is_x86_feature_detected!("avx2") {
-            // SAFETY: the feature was just detected.
-            return unsafe { rows_avx2::<E>(src, k, dst, importance) };
-        }
+    match Kernels::get().level() {
+        // SAFETY: the machine runs the level that was chosen, and it has these features.
+        Level::Avx512 => return unsafe { rows_avx512::<E>(src, k, dst, importance) },
+        // SAFETY: as above.
+        Level::Avx2 => return unsafe { rows_avx2::<E>(src, k, dst, importance) },
+        _ => {}
     }
     rows_loop::<E>(src, k, dst, importance);
 }

@@ -32,7 +32,7 @@ pub enum Level {
 }
 
 impl Level {
-    const ALL: [Level; 4] = [Level::Scalar, Level::Avx2, Level::Avx512, Level::Neon];
+    pub(crate) const ALL: [Level; 4] = [Level::Scalar, Level::Avx2, Level::Avx512, Level::Neon];
 
     pub fn name(self) -> &'static str {
         match self {
