@@ -24,8 +24,8 @@ struct Found {
 }
 
 /// What can be read for a prefix of the wanted ids.
-pub struct Hit<'a> {
-    store: &'a CacheStore,
+pub struct Hit {
+    store: Arc<CacheStore>,
     /// Tokens, from position 0, that need not be computed.
     pub tokens: usize,
     sources: Vec<Source>,
@@ -48,7 +48,7 @@ struct Pages {
 impl CacheStore {
     /// The longest stored prefix of `ids` from which a sequence can go on. A caller that must compute the last token asks for
     /// all but that one.
-    pub fn lookup(&self, ids: &[u32]) -> Option<Hit<'_>> {
+    pub fn lookup(self: &Arc<Self>, ids: &[u32]) -> Option<Hit> {
         let layout = &self.model.layout;
         let mut found = vec![];
         let mut bad = vec![];
@@ -77,7 +77,7 @@ impl CacheStore {
         self.hit(found)
     }
 
-    fn hit(&self, found: Vec<Found>) -> Option<Hit<'_>> {
+    fn hit(self: &Arc<Self>, found: Vec<Found>) -> Option<Hit> {
         let layout = &self.model.layout;
         let covers: Vec<Cover> = (0..layout.groups.len()).map(|g| Cover::new(g, layout, &found)).collect();
         let (tokens, state) = furthest(layout, &covers, &found)?;
@@ -92,7 +92,7 @@ impl CacheStore {
             pages.into_iter().map(|p| Pages { sources: p.sources.into_iter().map(place).collect(), ..p }).collect();
         let sources = kept.iter().map(|i| Source::new(&found[*i])).collect();
         let state = state.map(|(source, place_in_file)| (place(source), place_in_file));
-        Some(Hit { store: self, tokens, sources, pages, state })
+        Some(Hit { store: self.clone(), tokens, sources, pages, state })
     }
 }
 
@@ -194,7 +194,7 @@ impl Source {
     }
 }
 
-impl Hit<'_> {
+impl Hit {
     /// The pages of a group that must be read: those that the next token sees.
     pub fn pages(&self, group: usize) -> Range<usize> {
         self.pages.get(group).map_or(0..0, |p| p.first..p.first + p.sources.len())

@@ -110,7 +110,7 @@ pub struct CacheStore {
 impl CacheStore {
     /// Opens the model's folder inside `dir`, which is created, and sweeps what dead writers left there. Reads the first bytes
     /// of each file; what is not one of this model's segments is removed.
-    pub fn open(dir: &Path, model: Model, options: Options) -> Result<CacheStore> {
+    pub fn open(dir: &Path, model: Model, options: Options) -> Result<Arc<CacheStore>> {
         let layout = &model.layout;
         let sizes_fit = layout.groups.iter().all(|g| g.page_bytes > 0) && layout.groups.len() <= format::MOST_GROUPS;
         if layout.page_tokens == 0 || layout.page_tokens > format::MOST_PAGE_TOKENS || !sizes_fit {
@@ -124,7 +124,7 @@ impl CacheStore {
         let (writing, pending) = (AtomicBool::new(true), Arc::default());
         let store = CacheStore { dir: dir.to_owned(), folder, model, root, options, index, writing, pending };
         drop(store.refreshed());
-        Ok(store)
+        Ok(Arc::new(store))
     }
 
     /// The model of this store.

@@ -38,6 +38,11 @@ impl Home {
         self.config.join("chat_history")
     }
 
+    /// Pages that were computed, in one folder a model; it need not exist.
+    pub fn pages(&self) -> PathBuf {
+        self.cache.join("pages")
+    }
+
     pub(super) fn models(&self) -> PathBuf {
         self.cache.join("models")
     }

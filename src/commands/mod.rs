@@ -6,6 +6,7 @@
 mod bandwidth;
 mod bench;
 mod budget;
+mod cache;
 mod chat;
 mod complete;
 mod completions;
@@ -67,6 +68,7 @@ enum Command {
     Pull(pull::Arguments),
     List(list::Arguments),
     Rm(rm::Arguments),
+    Cache(cache::Arguments),
     Inspect(inspect::Arguments),
     Devices(devices::Arguments),
     Plan(plan::Arguments),
@@ -93,6 +95,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Pull(arguments) => pull::run(&arguments),
         Command::List(arguments) => list::run(&arguments),
         Command::Rm(arguments) => rm::run(&arguments),
+        Command::Cache(arguments) => cache::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Devices(arguments) => devices::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),

@@ -2,6 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod behind;
+mod cap;
+mod command;
+mod crash;
+mod damage;
 mod random;
 mod round_trip;
 mod support;

@@ -1,10 +1,12 @@
 //! Written, found, read back: by one store, by another one, by a later one.
 
+use std::sync::Arc;
+
 use rynd::cache::{Begin, CacheStore, Model};
 
 use super::support::{Part, Told, check, folder, model, open, put};
 
-fn found(store: &CacheStore, model: &Model, ids: &[u32]) -> usize {
+fn found(store: &Arc<CacheStore>, model: &Model, ids: &[u32]) -> usize {
     store.lookup(ids).map_or(0, |hit| {
         check(&hit, model, ids);
         hit.tokens

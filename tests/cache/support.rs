@@ -40,7 +40,7 @@ impl Told {
     }
 }
 
-pub fn open(dir: &Path, model: &Model) -> CacheStore {
+pub fn open(dir: &Path, model: &Model) -> Arc<CacheStore> {
     CacheStore::open(dir, model.clone(), Told::default().options(u64::MAX)).unwrap()
 }
 
@@ -128,7 +128,7 @@ pub fn state(ids: &[u32], bytes: usize) -> Vec<u8> {
 }
 
 /// Reads everything of a hit and compares it with what these ids compute.
-pub fn check(hit: &Hit<'_>, model: &Model, ids: &[u32]) {
+pub fn check(hit: &Hit, model: &Model, ids: &[u32]) {
     for (g, group) in model.layout.groups.iter().enumerate() {
         let pages = hit.pages(g);
         let from = group.window.map_or(0, |window| hit.tokens.saturating_sub(window as usize));
