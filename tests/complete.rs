@@ -58,8 +58,11 @@ fn a_file_a_pair_of_texts_and_a_marker_name_the_same_cursor() {
     assert_eq!(stdout(complete(&model(), &["-n", "9"], &marked)), pair);
     let marked = format!("{prefix}%%{suffix}");
     assert_eq!(stdout(complete(&model(), &["-n", "9", "--marker", "%%"], &marked)), pair);
-    assert_eq!(stdout(complete(&model(), &["-n", "9", "--file", &file, "--line", "3", "--col", "5"], "")), pair);
-    assert_eq!(stdout(complete(&model(), &["-n", "9", "--file", &file, "--line", "3"], "")), pair);
+    assert_eq!(
+        stdout(complete(&model(), &["-n", "9", "--file", &file, "--no-repo", "--line", "3", "--col", "5"], "")),
+        pair
+    );
+    assert_eq!(stdout(complete(&model(), &["-n", "9", "--file", &file, "--no-repo", "--line", "3"], "")), pair);
 }
 
 #[test]
@@ -103,9 +106,12 @@ fn related_files_go_into_the_prompt_as_far_as_they_fit() {
         let flags = ["-n", "1", "--file", &file, "--line", "3"];
         json(&[&flags[..], more].concat(), "")[0]["prompt_tokens"].as_u64().unwrap()
     };
-    let alone = prompt(&[]);
+    let alone = prompt(&["--no-repo"]);
     let with_files = prompt(&["--repo", &repo]);
     assert!(with_files > alone + 150, "{with_files} {alone}");
+    // The git repository around the file is the default.
+    std::fs::create_dir_all(root.join(".git")).unwrap();
+    assert_eq!(prompt(&[]), with_files);
     let small = prompt(&["--repo", &repo, "--prompt-tokens", "320"]);
     assert!(small < 320 && small < with_files && small >= alone, "{small}");
     // The text behind the cursor has its own bound.

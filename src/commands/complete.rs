@@ -11,8 +11,9 @@ use serde_json::json;
 use super::load::{self, EngineFlags, ModelOrDefault};
 use super::sampling::SamplingFlags;
 use super::{input, interrupt, lsp};
-use crate::complete::{Completer, Completion, Options, Request, check_fim, relevant};
-use crate::engine::EngineConfig;
+use crate::catalog::{Catalog, Error as CatalogError, Model};
+use crate::complete::{CompleteError, Completer, Completion, Options, Request, check_fim, most_tokens, relevant};
+use crate::engine::{Engine, EngineConfig};
 use crate::generate::Finish;
 use crate::sampler::SamplerConfig;
 
@@ -26,7 +27,7 @@ Examples:
   rynd complete --file src/main.rs --line 12 --col 5
   rynd complete model.gguf --prefix 'def add(a, b):' --suffix ''
   printf 'fn max(a: i32, b: i32) -> i32 {<CURSOR>}' | rynd complete model.gguf
-  rynd complete model.gguf --file app.py --line 3 --col 1 --repo . --candidates 3 --temp 0.6 --json
+  rynd complete model.gguf --file app.py --line 3 --col 1 --candidates 3 --temp 0.6 --json
   rynd complete --stdio --max-ms 2000")]
 pub struct Arguments {
     #[command(flatten)]
@@ -58,9 +59,12 @@ pub struct Arguments {
     /// What marks the cursor in the text on stdin
     #[arg(long, value_name = "TEXT", default_value = "<CURSOR>")]
     marker: String,
-    /// Repository whose related files go into the prompt
+    /// Repository whose related files go into the prompt [default: the git repository around the file]
     #[arg(long, value_name = "DIR", requires = "file")]
     repo: Option<PathBuf>,
+    /// Only the open file goes into the prompt
+    #[arg(long, conflicts_with = "repo")]
+    no_repo: bool,
     /// Prompt tokens, at most
     #[arg(long, value_name = "TOKENS", default_value = "2048", value_parser = load::at_least_one())]
     prompt_tokens: usize,
@@ -96,7 +100,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         return serve(arguments, sampling);
     }
     let request = request(arguments)?;
-    let mut engine = arguments.model.get()?.load(&config(arguments))?;
+    let mut engine = load(arguments)?;
     let tokenizer = load::tokenizer(engine.gguf())?;
     interrupt::watch()?;
     let mut completer = Completer::default();
@@ -115,8 +119,40 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(if interrupt::asked() { ExitCode::from(interrupt::EXIT_CODE) } else { ExitCode::SUCCESS })
 }
 
+fn load(arguments: &Arguments) -> Result<Engine> {
+    let model = arguments.model.get()?;
+    can_complete(model.name())?;
+    let engine = model.load(&config(arguments))?;
+    let most = most_tokens(arguments.tokens, engine.context());
+    if most < arguments.tokens {
+        // A lost warning is no reason to fail.
+        let _ = writeln!(
+            std::io::stderr(),
+            "rynd: a context of {} tokens has no room for -n {} and a prompt: at most {most} are generated (-c makes room)",
+            engine.context(),
+            arguments.tokens
+        );
+    }
+    Ok(engine)
+}
+
+/// A model that would have to be fetched first, and could not complete then, is refused.
+fn can_complete(model: &str) -> Result<()> {
+    if Path::new(model).is_file() {
+        return Ok(());
+    }
+    let catalog = Catalog::open()?;
+    if let Ok(Model::Named(entry)) = catalog.find(model)
+        && entry.fim.is_none()
+        && matches!(catalog.resolve(model), Err(CatalogError::Missing { .. }))
+    {
+        return Err(CompleteError::NoFim).with_context(|| format!("the model '{}' was not fetched", entry.name));
+    }
+    Ok(())
+}
+
 fn serve(arguments: &Arguments, sampling: SamplerConfig) -> Result<ExitCode> {
-    let engine = arguments.model.get()?.load(&config(arguments))?;
+    let engine = load(arguments)?;
     let tokenizer = load::tokenizer(engine.gguf())?;
     check_fim(&tokenizer)?;
     let config = lsp::Config {
@@ -201,10 +237,19 @@ fn request(arguments: &Arguments) -> Result<Request> {
     let text = input::read_file(file)?;
     let at = offset(&text, arguments.line.unwrap_or(1), arguments.col)
         .with_context(|| format!("{}: the cursor is outside of the file", file.display()))?;
-    let mut request = Request { prefix: text[..at].to_owned(), suffix: text[at..].to_owned(), ..Request::default() };
-    if let Some(root) = &arguments.repo {
-        let root = root.canonicalize().with_context(|| root.display().to_string())?;
-        let open = file.canonicalize().with_context(|| file.display().to_string())?;
+    let mut request = Request {
+        prefix: text[..at].to_owned(),
+        suffix: text[at..].to_owned(),
+        file: Some(file.clone()),
+        ..Request::default()
+    };
+    let open = file.canonicalize().with_context(|| file.display().to_string())?;
+    let root = match &arguments.repo {
+        Some(root) => Some(root.canonicalize().with_context(|| root.display().to_string())?),
+        None if arguments.no_repo => None,
+        None => git_root(&open),
+    };
+    if let Some(root) = root {
         let open = open
             .strip_prefix(&root)
             .with_context(|| format!("{} is not inside of the repository {}", file.display(), root.display()))?;
@@ -216,14 +261,22 @@ fn request(arguments: &Arguments) -> Result<Request> {
     Ok(request)
 }
 
+/// The innermost folder around a file that git keeps.
+fn git_root(file: &Path) -> Option<PathBuf> {
+    file.ancestors().skip(1).find(|folder| folder.join(".git").exists()).map(Path::to_owned)
+}
+
 fn slashes(path: &Path) -> String {
     path.components().map(|c| c.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("/")
 }
 
 /// Byte offset of a line and column, both from 1; without a column the line's end.
 fn offset(text: &str, line: usize, col: Option<usize>) -> Option<usize> {
-    let start = if line == 1 { 0 } else { text.match_indices('\n').nth(line - 2)?.0 + 1 };
-    let rest = text[start..].split('\n').next().unwrap_or_default();
+    let bytes = text.as_bytes();
+    // A line ends with \n, \r\n or a lone \r, and the cursor stands before that.
+    let ends = (0..bytes.len()).filter(|&i| bytes[i] == b'\n' || bytes[i] == b'\r' && bytes.get(i + 1) != Some(&b'\n'));
+    let start = if line == 1 { 0 } else { { ends }.nth(line - 2)? + 1 };
+    let rest = text[start..].split(['\n', '\r']).next().unwrap_or_default();
     let within = match col {
         None => rest.len(),
         Some(col) => rest.char_indices().map(|(at, _)| at).chain([rest.len()]).nth(col - 1)?,
@@ -244,5 +297,16 @@ mod tests {
         assert_eq!(offset(text, 3, Some(1)), Some(7));
         assert_eq!(offset(text, 2, Some(4)), None);
         assert_eq!(offset(text, 4, None), None);
+    }
+
+    #[test]
+    fn the_cursor_stands_before_any_line_break() {
+        for (text, line_2, end_of_2) in [("ab\r\ncd\r\n", 4, 6), ("ab\rcd\r", 3, 5), ("ab\ncd\n", 3, 5)] {
+            assert_eq!(offset(text, 1, None), Some(2), "{text:?}");
+            assert_eq!(offset(text, 2, Some(1)), Some(line_2), "{text:?}");
+            assert_eq!(offset(text, 2, None), Some(end_of_2), "{text:?}");
+            assert_eq!(offset(text, 3, None), Some(text.len()), "{text:?}");
+            assert_eq!(offset(text, 1, Some(4)), None, "{text:?}");
+        }
     }
 }

@@ -11,7 +11,7 @@ use crate::sampler::{Sampler, SamplerConfig};
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Sampling options")]
 pub struct SamplingFlags {
-    /// Temperature; 0 always takes the likeliest token [default: 0.7]
+    /// Temperature; 0 always takes the likeliest token, as 'complete' does by default [default: 0.7]
     #[arg(long, value_name = "T")]
     pub(super) temp: Option<f32>,
     /// Choose among this many of the likeliest tokens, 0: all [default: 20]

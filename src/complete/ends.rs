@@ -1,128 +1,375 @@
-//! Where a completion ends: at a dedent, a blank line, a bracket that is not its own, or where the suffix goes on.
+//! Where a completion ends: where it closes what is not its own, at a dedent, or where the suffix goes on.
 //!
-//! Models end fill-in-the-middle answers themselves most of the time. These rules cut what runs on, and they know no
-//! language: they look at indentation, brackets and equal lines only. Text is judged by whole lines as they come, so a
-//! cut never depends on how the tokens fell.
+//! Models end fill-in-the-middle answers themselves most of the time. These rules cut what runs on, and must not harm what
+//! is right: brackets and strings are read as the language has them (`Lexer`), what the prefix leaves open is set against
+//! what the suffix closes (`pairs`), and lines are compared with their indentation. Text is judged by whole lines as they
+//! come, so a cut never depends on how the tokens fell.
+
+use std::path::Path;
+
+use super::lexer::Lexer;
+use super::pairs;
+use super::syntax::{self, Syntax};
+
+/// Words that go on with what a line at the same indentation has closed.
+const GO_ON: [&str; 12] =
+    ["else", "elif", "elsif", "elseif", "except", "finally", "catch", "rescue", "ensure", "while", "until", "then"];
 
 /// Watches a growing completion for its natural end.
 pub struct Ends {
+    syntax: &'static Syntax,
+    start: Lexer,        // the state at the cursor
+    floor: isize,        // the depth that the completion must leave to the suffix
     base: usize,         // columns of the cursor's line
+    expected: usize,     // columns that its next statement should have
     at_line_start: bool, // nothing but blanks before the cursor on its line
-    single_line: bool,   // text follows the cursor on its line
+    text_behind: bool,   // text follows the cursor on its line
+    line: String,        // the cursor's line up to it
+    previous: String,    // the last line before the cursor's that holds something
     suffix: String,
 }
 
 impl Ends {
-    /// Rules for the text around a cursor.
-    pub fn new(prefix: &str, suffix: &str) -> Ends {
+    /// Rules for the text around a cursor. The path tells the language; without it the text does.
+    pub fn new(prefix: &str, suffix: &str, path: Option<&Path>) -> Ends {
+        let syntax = path.and_then(syntax::by_name).unwrap_or_else(|| syntax::by_text(prefix, suffix));
+        let mut start = Lexer::new(syntax);
+        start.read(prefix);
         let line = prefix.rsplit('\n').next().unwrap_or_default();
         let rest = suffix.split('\n').next().unwrap_or_default();
+        let mut above = prefix[..prefix.len() - line.len()].lines().rev().map(str::trim_end);
+        let previous = above.find(|line| !line.is_empty()).unwrap_or_default();
+        let opens = previous.ends_with([':', '{', '(', '[']);
         Ends {
+            syntax,
+            floor: start.depth() - pairs::unclosed(&start, suffix) as isize,
             base: indent(line),
+            expected: indent(previous) + usize::from(opens),
             at_line_start: line.trim().is_empty(),
             // Closers that an editor put in by itself do not make the rest of the line text.
-            single_line: rest.chars().any(|c| !c.is_whitespace() && !is_closer(c) && c != ';' && c != ','),
+            text_behind: rest.chars().any(|c| !c.is_whitespace() && !is_closer(c) && !";,\"'`".contains(c)),
+            line: line.to_owned(),
+            previous: previous.to_owned(),
             suffix: suffix.to_owned(),
+            start,
         }
     }
 
     /// The length to cut `text` to, if its natural end is inside it. `text` is all that was generated so far.
     pub fn find(&self, text: &str) -> Option<usize> {
-        if self.single_line
+        self.scan(text, false)
+    }
+
+    /// The finished text: what runs on, what the suffix already holds and a doubled indentation are cut off. Of a text that
+    /// was `cut_short` by a limit the unfinished last line goes, if there is one before it.
+    pub fn finish(&self, text: &str, cut_short: bool) -> String {
+        let cut = self.scan(text, !cut_short);
+        let mut text = &text[..cut.unwrap_or(text.len())];
+        if cut.is_none() && cut_short {
+            text = text.rfind('\n').filter(|&at| !text[..at].trim().is_empty()).map_or(text, |at| &text[..at]);
+        }
+        text = &text[..text.len() - self.repeated(text)];
+        // Text behind the cursor needs the blanks before it, and the line break if the cursor's line is to stay below.
+        let text = match self.text_behind {
+            true if !text.trim().is_empty() && cut.is_none() => text,
+            _ => text.trim_end_matches([' ', '\t', '\n', '\r']),
+        };
+        self.without_doubled_indent(text).to_owned()
+    }
+
+    fn scan(&self, text: &str, ended: bool) -> Option<usize> {
+        // A line is finished where text follows it; with nothing before the cursor the answer is lines of its own.
+        if self.text_behind
+            && !self.at_line_start
             && let Some(at) = text.find('\n')
         {
-            return Some(at);
+            let line = text[..at].trim_end();
+            let rest = self.suffix.split('\n').next().unwrap_or_default().trim();
+            let again = line.strip_suffix(rest).map_or(line.len(), |line| trim_end(line, line.len()));
+            return Some(self.scan_lines(&line[..again], true).unwrap_or(again));
         }
-        if let Some(at) = self.foreign_closer(text) {
-            return Some(at);
-        }
-        let mut start = 0;
-        let mut deepest = 0;
-        let mut content = false;
-        for (i, line) in text.split_inclusive('\n').enumerate() {
-            let end = start + line.len();
-            let complete = line.ends_with('\n');
-            let blank = line.trim().is_empty();
-            if i > 0 && complete && !blank {
-                let columns = indent(line);
-                let closes = line.trim_start().starts_with(is_closer);
-                let back = columns < self.base || columns == self.base && deepest > self.base && !self.at_line_start;
-                if content && back {
-                    // A closer that pairs with the cursor's own line belongs to the completion, if nobody has it yet.
-                    let own = closes && columns == self.base && !self.suffix_has(line.trim());
-                    return Some(if own { end - 1 } else { trim_end(text, start) });
-                }
-                if self.suffix_has(line.trim()) && line.trim().len() > 2 {
-                    return Some(trim_end(text, start));
-                }
-                deepest = deepest.max(columns);
-            }
-            if i > 0 && complete && blank && content && depth(&text[..start]) <= 0 && deepest <= self.base {
-                return Some(trim_end(text, start));
-            }
-            content |= !blank;
-            start = end;
-        }
-        None
+        self.scan_lines(text, ended)
     }
 
-    /// The finished text: blank ends and what the suffix already holds are cut off.
-    pub fn finish(&self, text: &str) -> String {
-        let text = match self.find(text) {
-            Some(at) => &text[..at],
-            None => text,
-        };
-        let text = text.trim_end_matches([' ', '\t', '\n', '\r']);
+    fn scan_lines(&self, text: &str, ended: bool) -> Option<usize> {
+        let mut lexer = self.start.clone();
+        let mut lines = Lines::new(self);
+        let mut below: Option<usize> = None; // where the depth went under the floor, to stay there
+        let mut line = Line { start: 0, in_text: lexer.in_text(), round: is_round(&lexer), depth: lexer.depth() };
+        let mut at = 0;
+        while at < text.len() {
+            let next = lexer.step(text, at);
+            match lexer.depth() < self.floor {
+                true => below = below.or(Some(at)),
+                false => below = None,
+            }
+            if text[at..].starts_with('\n') {
+                if let Some(cut) = below
+                    && !lexer.in_text()
+                {
+                    let closer_leads = text.get(line.start..cut).is_some_and(|before| before.trim().is_empty());
+                    match goes_on(&text[next..], closer_leads, ended) {
+                        Some(true) => {}
+                        Some(false) => return Some(trim_end(text, cut)),
+                        None => return None,
+                    }
+                }
+                if let Some(cut) = lines.judge(text, &line, next, lexer.depth(), ended) {
+                    return Some(cut);
+                }
+                line = Line { start: next, in_text: lexer.in_text(), round: is_round(&lexer), depth: lexer.depth() };
+            }
+            at = next;
+        }
+        if !ended {
+            return None;
+        }
+        below.map(|cut| trim_end(text, cut)).or_else(|| lines.judge(text, &line, text.len(), lexer.depth(), true))
+    }
+
+    /// Bytes at the end of a finished text that the suffix begins with.
+    fn repeated(&self, text: &str) -> usize {
         let suffix = self.suffix.trim_start();
-        let repeated = (1..=text.len().min(suffix.len()))
+        let found = (1..=text.len().min(suffix.len()))
             .rev()
             .filter(|&n| text.is_char_boundary(text.len() - n) && suffix.is_char_boundary(n))
-            .find(|&n| text[text.len() - n..] == suffix[..n] && worth_cutting(&suffix[..n], text));
-        text[..text.len() - repeated.unwrap_or(0)].trim_end_matches([' ', '\t', '\n', '\r']).to_owned()
+            .find(|&n| {
+                let (before, again) = text.split_at(text.len() - n);
+                // Long enough not to be chance, and not from within a word.
+                again == &suffix[..n]
+                    && again.chars().filter(|c| c.is_alphanumeric()).count() >= 12
+                    && !before.ends_with(|c: char| c.is_alphanumeric() || c == '_')
+                    && (self.text_behind || suffix[n..].starts_with(['\n', '\r']) || suffix.len() == n)
+            });
+        found.unwrap_or(0)
     }
 
-    /// The first closing bracket without an opener in `text`, where the suffix goes on with that very bracket.
-    fn foreign_closer(&self, text: &str) -> Option<usize> {
-        let next = self.suffix.trim_start().chars().next().filter(|c| is_closer(*c))?;
-        let mut open = vec![];
-        for (at, c, quoted) in brackets(text) {
-            if quoted {
-                continue;
-            }
-            if let Some(closer) = closer_of(c) {
-                open.push(closer);
-            } else if open.pop() != Some(c) && c == next {
-                return Some(trim_end(text, at));
-            }
+    /// The text without blanks in front of it that the cursor's line has already.
+    fn without_doubled_indent<'a>(&self, text: &'a str) -> &'a str {
+        let bare = text.trim_start_matches([' ', '\t']);
+        let doubled =
+            self.at_line_start && self.base > 0 && self.base >= self.expected && !bare.starts_with(['\n', '\r']);
+        if doubled && !self.start.in_text() { bare } else { text }
+    }
+
+    /// Lines of the suffix below the cursor's that hold something, without the blanks at their ends.
+    fn below(&self) -> impl Iterator<Item = &str> {
+        self.suffix.split('\n').skip(1).map(str::trim_end).filter(|line| !line.is_empty())
+    }
+
+    /// Whether a line, the last or before `next`, is where the suffix goes on.
+    fn is_suffix(&self, line: &str, next: Option<&str>) -> bool {
+        if self.text_behind {
+            return false;
         }
-        None
+        let mut below = self.below();
+        below.next() == Some(line) && next.is_none_or(|next| below.next() == Some(next))
     }
 
-    /// Whether the suffix's first line with content is this one.
-    fn suffix_has(&self, line: &str) -> bool {
-        self.suffix.lines().map(str::trim).find(|l| !l.is_empty()) == Some(line)
+    /// Whether the suffix closes the block at these columns by a word.
+    fn suffix_ends(&self, columns: usize) -> bool {
+        self.below()
+            .find(|line| indent(line) <= columns)
+            .is_some_and(|line| indent(line) == columns && self.is_ender(line))
+    }
+
+    fn is_ender(&self, line: &str) -> bool {
+        self.syntax.enders.contains(&first_word(line))
     }
 }
 
-/// A repeated end is cut when it is a whole line, closes something, or is long enough not to be chance.
-fn worth_cutting(repeated: &str, text: &str) -> bool {
-    let whole_line = repeated.contains('\n') || text.len() == repeated.len();
-    let closers = repeated.chars().all(|c| is_closer(c) || c == ';' || c == ',' || c.is_whitespace());
-    // Closers that the text itself opened are its own.
-    if closers { depth(text) < 0 } else { whole_line || repeated.len() >= 12 }
+/// One line of a completion, where it begins.
+struct Line {
+    start: usize,
+    in_text: bool,
+    round: bool, // in round or square brackets, where indentation means nothing
+    depth: isize,
+}
+
+/// What the lines of a completion tell.
+struct Lines<'a> {
+    ends: &'a Ends,
+    number: usize,
+    base: usize,
+    at_line_start: bool,
+    deepest: usize,
+    content: bool,
+    loose: Option<usize>, // where dedented comments and the like began, which belong to what comes next
+    last: usize,          // columns of the last line
+    previous: String,     // the last line that holds something
+    again: bool,          // it repeats the one before
+    one_block: bool,      // a block that the cursor's line opens is all there is
+}
+
+impl<'a> Lines<'a> {
+    fn new(ends: &'a Ends) -> Self {
+        let Ends { base, at_line_start, .. } = *ends;
+        let previous = ends.previous.clone();
+        Lines {
+            ends,
+            previous,
+            again: false,
+            number: 0,
+            base,
+            at_line_start,
+            deepest: 0,
+            content: false,
+            loose: None,
+            last: base,
+            one_block: true,
+        }
+    }
+}
+
+impl Lines<'_> {
+    /// Whether the completion ends before this line, and where.
+    fn judge(&mut self, text: &str, line: &Line, end: usize, depth: isize, ended: bool) -> Option<usize> {
+        let ends = self.ends;
+        let number = self.number;
+        self.number += 1;
+        let start = line.start;
+        let whole = text[start..end].trim_end();
+        let content = !whole.is_empty();
+        let had_content = self.content;
+        self.content |= content;
+        if number == 0 {
+            let line = format!("{}{whole}", ends.line);
+            self.one_block = self.base == 0 || is_definition(&line);
+        }
+        if line.in_text {
+            return None;
+        }
+        let columns = indent(whole);
+        if number == 0 && !content {
+            return None;
+        }
+        if !content {
+            // Only at the top level: deeper, the dedent to come tells.
+            let over = self.base == 0 && depth <= ends.start.depth() && self.last <= self.base;
+            let flat = self.deepest <= self.base || !self.at_line_start;
+            return (had_content && over && flat).then(|| trim_end(text, start));
+        }
+        // The line above once more, or the same line a third time, is how a loop begins.
+        let full = if number == 0 { format!("{}{whole}", ends.line) } else { whole.to_owned() };
+        let again = full == self.previous && full.chars().filter(|c| c.is_alphabetic()).count() > 2;
+        let directive = ends.syntax.directives && whole.trim_start().starts_with('#');
+        let loops = again && (number == 0 || self.again) && !line.round && !directive;
+        (self.again, self.previous) = (again, full);
+        if loops {
+            return Some(trim_end(text, start));
+        }
+        if number == 0 {
+            return None;
+        }
+        // Lines that the suffix has. One that may be met by chance must be followed by the suffix's next one.
+        if depth <= ends.start.depth() && !directive && whole.chars().filter(|c| c.is_alphanumeric()).count() > 1 {
+            let next = text[end..].lines().map(str::trim_end).find(|line| !line.is_empty());
+            let next_is_whole = next.is_some() && text[end..].trim_start().contains('\n') || ended;
+            if (next_is_whole || next.is_none() && ended) && ends.is_suffix(whole, next) {
+                return Some(trim_end(text, start));
+            }
+        }
+        let sibling = columns == self.base && self.deepest > self.base && !self.at_line_start && self.one_block;
+        let back = columns < self.base || sibling;
+        if line.depth <= ends.start.depth() && !line.round && back && had_content {
+            if self.is_loose(whole) {
+                self.loose = self.loose.or(Some(start));
+                return None;
+            }
+            let word = first_word(whole);
+            let closes =
+                whole.trim_start().starts_with(is_closer) || ends.is_ender(whole) && !ends.suffix_ends(columns);
+            let goes_on = columns == self.base
+                && GO_ON.contains(&word)
+                && ends.below().next().is_none_or(|line| indent(line) != columns || first_word(line) != word);
+            if !closes && !goes_on {
+                return Some(trim_end(text, self.loose.unwrap_or(start)));
+            }
+            if columns < self.base {
+                (self.base, self.at_line_start, self.one_block) = (columns, false, true);
+            }
+        }
+        self.loose = None;
+        self.deepest = self.deepest.max(columns);
+        self.last = columns;
+        None
+    }
+
+    /// Lines whose indentation means nothing: comments, directives and labels.
+    fn is_loose(&self, line: &str) -> bool {
+        let syntax = self.ends.syntax;
+        let text = line.trim_start();
+        let comments = syntax.line_comments.iter().copied().chain(syntax.block_comment.map(|(begin, _)| begin));
+        comments.into_iter().any(|begin| text.starts_with(begin))
+            || syntax.directives && (text.starts_with('#') || text.ends_with(':') && !text.contains(['(', '?']))
+    }
+}
+
+/// Whether what closed one bracket too many goes on in the next line, as `else` under a bracket does; none when that is
+/// still to come.
+fn goes_on(rest: &str, closer_leads: bool, ended: bool) -> Option<bool> {
+    if !closer_leads {
+        return Some(false);
+    }
+    match rest.lines().find(|line| !line.trim().is_empty()) {
+        None if ended => Some(false),
+        None => None,
+        Some(line) if !ended && !rest.trim_start().contains('\n') && line.trim().len() < 8 => None,
+        Some(line) => Some(GO_ON.contains(&first_word(line)) || line.trim_start().starts_with('.')),
+    }
+}
+
+/// Whether a line begins a function, a type or the like: what follows it at its indentation is another matter.
+fn is_definition(line: &str) -> bool {
+    const WORDS: [&str; 19] = [
+        "def",
+        "class",
+        "fn",
+        "func",
+        "function",
+        "fun",
+        "struct",
+        "impl",
+        "enum",
+        "trait",
+        "interface",
+        "mod",
+        "module",
+        "namespace",
+        "union",
+        "public",
+        "private",
+        "protected",
+        "static",
+    ];
+    const BLOCKS: [&str; 9] = ["if", "for", "while", "switch", "match", "catch", "do", "loop", "unsafe"];
+    let mut words = line.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty());
+    let method =
+        line.trim_end().ends_with(") {") && !line.contains(['=', '|', '.']) && !BLOCKS.contains(&first_word(line));
+    method || words.by_ref().take(4).any(|word| WORDS.contains(&word)) && !line.contains('=')
+}
+
+fn first_word(line: &str) -> &str {
+    let text = line.trim_start();
+    text.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default()
+}
+
+/// Whether the innermost bracket is a round or square one.
+fn is_round(lexer: &Lexer) -> bool {
+    lexer.open().last().is_some_and(|open| matches!(open.closer, ')' | ']'))
 }
 
 fn trim_end(text: &str, at: usize) -> usize {
     text[..at].trim_end_matches([' ', '\t', '\n', '\r']).len()
 }
 
-/// Columns of leading blanks; a tab goes to the next multiple of 4.
+/// Columns of leading blanks; a tab goes to the next multiple of 8: files that mix both mean that.
 fn indent(line: &str) -> usize {
     let mut columns = 0;
     for c in line.chars() {
         match c {
             ' ' => columns += 1,
-            '\t' => columns = columns / 4 * 4 + 4,
+            '\t' => columns = columns / 8 * 8 + 8,
             _ => break,
         }
     }
@@ -133,41 +380,12 @@ fn is_closer(c: char) -> bool {
     matches!(c, ')' | ']' | '}')
 }
 
-fn closer_of(c: char) -> Option<char> {
-    match c {
-        '(' => Some(')'),
-        '[' => Some(']'),
-        '{' => Some('}'),
-        _ => None,
-    }
-}
-
-/// Openers minus closers outside of quotes.
-fn depth(text: &str) -> i32 {
-    brackets(text).filter(|(_, _, quoted)| !quoted).map(|(_, c, _)| if is_closer(c) { -1 } else { 1 }).sum()
-}
-
-/// Brackets with their byte offsets, and whether they stand between double quotes on one line.
-fn brackets(text: &str) -> impl Iterator<Item = (usize, char, bool)> {
-    let mut quoted = false;
-    let mut escaped = false;
-    text.char_indices().filter_map(move |(at, c)| {
-        match c {
-            '\n' => quoted = false,
-            '"' if !escaped => quoted = !quoted,
-            _ => {}
-        }
-        escaped = c == '\\' && !escaped;
-        (is_closer(c) || closer_of(c).is_some()).then_some((at, c, quoted))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn cut(prefix: &str, generated: &str, suffix: &str) -> String {
-        Ends::new(prefix, suffix).finish(generated)
+        Ends::new(prefix, suffix, None).finish(generated, false)
     }
 
     #[test]

@@ -4,11 +4,15 @@
 //! behind the cursor. It knows files as text only; editors' protocols and printing are the commands' business.
 
 mod ends;
+mod lexer;
+mod pairs;
 mod prompt;
 mod recent;
 mod repository;
+mod syntax;
 
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 pub use ends::Ends;
@@ -39,6 +43,8 @@ pub enum CompleteError {
 pub struct Request {
     pub prefix: String,
     pub suffix: String,
+    /// The open file, whose name tells the language; the prompt does not name it.
+    pub file: Option<PathBuf>,
     /// The open file, as the prompt shall name it.
     pub path: Option<String>,
     /// The repository's name, used with `path` or `files`.
@@ -71,6 +77,11 @@ pub struct Completion {
     pub elapsed: Duration,
 }
 
+/// Tokens to generate, at most, where the prompt needs room as well.
+pub fn most_tokens(wanted: usize, context: usize) -> usize {
+    wanted.min(context / 2).max(1)
+}
+
 /// Whether a model can complete at all.
 pub fn check_fim(tokenizer: &Tokenizer) -> Result<(), CompleteError> {
     prompt::build(tokenizer, &Request::default(), 0, 0).map(|_| ())
@@ -93,11 +104,13 @@ impl Completer {
         mut cancelled: impl FnMut() -> bool,
     ) -> Result<Completion, CompleteError> {
         let start = Instant::now();
-        let room = engine.context().saturating_sub(options.max_tokens + 1);
+        let max_tokens = most_tokens(options.max_tokens, engine.context());
+        let room = engine.context().saturating_sub(max_tokens + 1);
         let ids = prompt::build(tokenizer, request, options.prompt_tokens.min(room), options.suffix_tokens)?;
-        let ends = Ends::new(&request.prefix, &request.suffix);
+        let file = request.file.as_deref().or(request.path.as_deref().map(Path::new));
+        let ends = Ends::new(&request.prefix, &request.suffix, file);
         let mut sampler = Sampler::new(options.sampling.clone())?;
-        let limits = Limits { tokens: Some(options.max_tokens), ..Limits::default() };
+        let limits = Limits { tokens: Some(max_tokens), ..Limits::default() };
         let mut text = String::new();
         let mut ended = false;
         let late = || options.time.is_some_and(|time| start.elapsed() > time);
@@ -116,7 +129,7 @@ impl Completer {
             if over { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
         Ok(Completion {
-            text: ends.finish(&text),
+            text: ends.finish(&text, summary.finish != Finish::End),
             finish: if ended { Finish::Stop } else { summary.finish },
             prompt_tokens: summary.prompt_tokens,
             cached_tokens: summary.cached_tokens,

@@ -25,10 +25,12 @@ pub fn build(
         return Err(CompleteError::NoFim);
     };
     let encode = |text: &str| tokenizer.encode(text, Encode::default());
+    // What stands behind the cursor goes on: SentencePiece's implied space is not in front of it.
+    let encode_on = |text: &str| tokenizer.encode_on(text);
 
-    let budget = budget.saturating_sub(8);
+    let budget = budget.saturating_sub(8); // markers
     let most_behind = suffix_tokens.min(budget / 2);
-    let mut behind = encode(head(&request.suffix, most_behind * 16));
+    let mut behind = encode_on(head(&request.suffix, most_behind * 16));
     behind.truncate(most_behind);
     let mut before = encode(tail(&request.prefix, budget * 16));
     let room = budget - behind.len();
@@ -60,6 +62,11 @@ pub fn build(
         if context.len() <= left {
             ids = context;
         }
+    }
+    if tokenizer.add_bos()
+        && let Some(bos) = tokenizer.bos()
+    {
+        ids.insert(0, bos);
     }
     ids.push(prefix);
     ids.extend(before);

@@ -111,12 +111,22 @@ impl Tokenizer {
         Ok(Self { family, texts, bytes, index, types, specials, roles, add_bos, add_eos })
     }
 
+    /// A text that goes on another one: without the space that SentencePiece models put in front of a text, and without
+    /// special tokens.
+    pub fn encode_on(&self, text: &str) -> Vec<u32> {
+        self.encode_as(text, Encode::default(), &[], false)
+    }
+
     pub fn encode(&self, text: &str, how: Encode) -> Vec<u32> {
-        self.encode_with_seams(text, how, &[])
+        self.encode_as(text, how, &[], true)
     }
 
     /// As `encode`; no control token is read that covers the end of a character at one of the `seams`.
     pub fn encode_with_seams(&self, text: &str, how: Encode, seams: &[usize]) -> Vec<u32> {
+        self.encode_as(text, how, seams, true)
+    }
+
+    fn encode_as(&self, text: &str, how: Encode, seams: &[usize], begins: bool) -> Vec<u32> {
         let mut ids = Vec::with_capacity(text.len() / 3 + 2);
         if how.add_special && self.add_bos {
             ids.extend(self.roles.bos);
@@ -151,7 +161,7 @@ impl Tokenizer {
                 }
             }
             Family::Spm { spm, add_space_prefix } => {
-                let mut after_special = true;
+                let mut after_special = begins;
                 for fragment in fragments {
                     match fragment {
                         Fragment::Text(range) => {

@@ -182,7 +182,11 @@ impl Server {
                 change: Some(TextDocumentSyncKind::INCREMENTAL),
                 ..TextDocumentSyncOptions::default()
             })),
-            completion_provider: Some(CompletionOptions::default()),
+            completion_provider: Some(CompletionOptions {
+                // Where a name, an argument or a value begins; letters ask by themselves.
+                trigger_characters: Some([".", ":", "(", "[", "{", ",", "=", ">", " "].map(str::to_owned).to_vec()),
+                ..CompletionOptions::default()
+            }),
             inline_completion_provider: Some(OneOf::Right(InlineCompletionOptions::default())),
             workspace: Some(WorkspaceServerCapabilities {
                 workspace_folders: Some(WorkspaceFoldersServerCapabilities {
@@ -267,6 +271,7 @@ impl Server {
             kind,
             suffix: text[at..].to_owned(),
             prefix,
+            file: PathBuf::from(uri.rsplit('/').next().unwrap_or_default()),
             place: self.place(&uri),
             lead,
             range,

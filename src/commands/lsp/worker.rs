@@ -39,6 +39,8 @@ pub struct Task {
     pub kind: Kind,
     pub prefix: String,
     pub suffix: String,
+    /// The document's file name, for its language.
+    pub file: PathBuf,
     /// The document's path, and the workspace folder around it.
     pub place: Option<(PathBuf, PathBuf)>,
     /// Text of the document that the answer replaces and starts with, and where it stands.
@@ -206,7 +208,12 @@ impl Worker {
     }
 
     fn complete(&mut self, task: &Task, memory: &mut Memory) -> Result<Vec<String>, CompleteError> {
-        let mut request = Request { prefix: task.prefix.clone(), suffix: task.suffix.clone(), ..Request::default() };
+        let mut request = Request {
+            prefix: task.prefix.clone(),
+            suffix: task.suffix.clone(),
+            file: Some(task.file.clone()),
+            ..Request::default()
+        };
         if let Some((root, open)) = &task.place {
             // Four bytes a token is a safe guess; what does not fit is left out when the prompt is built.
             let bytes = self.options.prompt_tokens * 4;
