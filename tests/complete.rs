@@ -123,6 +123,17 @@ fn related_files_go_into_the_prompt_as_far_as_they_fit() {
 }
 
 #[test]
+fn a_small_context_keeps_room_for_the_prompt_and_says_so() {
+    let prefix = "x = 1\n".repeat(40);
+    let output = complete(&model(), &["--json", "-c", "128", "--prefix", &prefix, "--suffix", "\ny"], "");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    let found: Value = serde_json::from_str(&stdout(output)).unwrap();
+    let prompt = found[0]["prompt_tokens"].as_u64().unwrap();
+    assert!((40..=64).contains(&prompt), "{prompt}");
+    assert!(stderr.contains("128 tokens") && stderr.contains("-c"), "{stderr}");
+}
+
+#[test]
 fn bad_input_gives_one_line_that_names_it() {
     let file = folder("bad").join("a.py");
     std::fs::write(&file, "x\n").unwrap();

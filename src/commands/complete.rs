@@ -12,7 +12,7 @@ use super::load::{self, EngineFlags, ModelOrDefault};
 use super::sampling::SamplingFlags;
 use super::{input, interrupt, lsp};
 use crate::catalog::{Catalog, Error as CatalogError, Model};
-use crate::complete::{CompleteError, Completer, Completion, Options, Request, check_fim, most_tokens, relevant};
+use crate::complete::{CompleteError, Completer, Completion, Options, Request, check_fim, relevant};
 use crate::engine::{Engine, EngineConfig};
 use crate::generate::Finish;
 use crate::sampler::SamplerConfig;
@@ -123,12 +123,12 @@ fn load(arguments: &Arguments) -> Result<Engine> {
     let model = arguments.model.get()?;
     can_complete(model.name())?;
     let engine = model.load(&config(arguments))?;
-    let most = most_tokens(arguments.tokens, engine.context());
-    if most < arguments.tokens {
+    let half = engine.context() / 2;
+    if arguments.tokens > half && arguments.prompt_tokens > half {
         // A lost warning is no reason to fail.
         let _ = writeln!(
             std::io::stderr(),
-            "rynd: a context of {} tokens has no room for -n {} and a prompt: at most {most} are generated (-c makes room)",
+            "rynd: a context of {} tokens has little room for -n {} and a prompt, which may take half of it (-c makes room)",
             engine.context(),
             arguments.tokens
         );

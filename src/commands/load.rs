@@ -94,7 +94,17 @@ pub fn start(gguf: Gguf, config: &EngineConfig) -> Result<Engine> {
 
 /// The tokenizer of an open model.
 pub fn tokenizer(gguf: &Gguf) -> Result<Tokenizer> {
-    Tokenizer::new(Vocab::from_gguf(gguf)?).with_context(|| gguf.path().display().to_string())
+    let vocab = Vocab::from_gguf(gguf)?;
+    if vocab.model == "gpt2" && vocab.pre.is_none() {
+        // A lost warning is no reason to fail.
+        let _ = writeln!(
+            std::io::stderr(),
+            "rynd: warning: {} does not say how its text is cut into words (tokenizer.ggml.pre); the old default is used, \
+             and answers may be worse: convert the model again",
+            gguf.path().display()
+        );
+    }
+    Tokenizer::new(vocab).with_context(|| gguf.path().display().to_string())
 }
 
 /// The file's chat template, if it has one.

@@ -77,9 +77,9 @@ pub struct Completion {
     pub elapsed: Duration,
 }
 
-/// Tokens to generate, at most, where the prompt needs room as well.
-pub fn most_tokens(wanted: usize, context: usize) -> usize {
-    wanted.min(context / 2).max(1)
+/// Tokens that a prompt may have: half of a context that has no room for as many and all that may be generated.
+fn prompt_room(context: usize, max_tokens: usize) -> usize {
+    context.saturating_sub(max_tokens + 1).max(context / 2)
 }
 
 /// Whether a model can complete at all.
@@ -104,13 +104,12 @@ impl Completer {
         mut cancelled: impl FnMut() -> bool,
     ) -> Result<Completion, CompleteError> {
         let start = Instant::now();
-        let max_tokens = most_tokens(options.max_tokens, engine.context());
-        let room = engine.context().saturating_sub(max_tokens + 1);
+        let room = prompt_room(engine.context(), options.max_tokens);
         let ids = prompt::build(tokenizer, request, options.prompt_tokens.min(room), options.suffix_tokens)?;
         let file = request.file.as_deref().or(request.path.as_deref().map(Path::new));
         let ends = Ends::new(&request.prefix, &request.suffix, file);
         let mut sampler = Sampler::new(options.sampling.clone())?;
-        let limits = Limits { tokens: Some(max_tokens), ..Limits::default() };
+        let limits = Limits { tokens: Some(options.max_tokens), ..Limits::default() };
         let mut text = String::new();
         let mut ended = false;
         let late = || options.time.is_some_and(|time| start.elapsed() > time);

@@ -67,8 +67,8 @@ impl Tokenizer {
 
         let (family, add_bos, add_eos) = match vocab.model {
             "gpt2" => {
-                let pre = vocab.pre.ok_or(TokenizerError::Missing { key: "tokenizer.ggml.pre" })?;
-                let splitter = split::Splitter::new(pre)?;
+                // Files from before there was a choice; whoever opens one is told so by the commands.
+                let splitter = split::Splitter::new(vocab.pre.unwrap_or("default"))?;
                 if vocab.merges.is_empty() {
                     return Err(TokenizerError::Missing { key: "tokenizer.ggml.merges" });
                 }
