@@ -6,9 +6,9 @@
 //!
 //! # A token's way
 //!
-//! text -> [`tokenizer`] ids -> [`engine::Session::sync`], which keeps the longest common prefix and computes the rest ->
+//! text -> [`tokenizer`] ids -> [`generate::Scheduler`], which begins with what is remembered of them and computes the rest ->
 //! embedding, layers, the rows whose logits are wanted ([`plan`], run by [`cpu`] and [`gpu`]) -> [`sampler`] id -> whole
-//! characters -> [`generate::Event::Text`]. Only the session has mutable state.
+//! characters -> [`generate::Event::Text`]. The engine has the only mutable state: what sequences remember.
 //!
 //! # The forward pass is a value
 //!
@@ -27,10 +27,26 @@
 //!
 //! # A chat
 //!
-//! A conversation is rendered whole by the model's own template at every turn, and `Session::sync` computes only what is
-//! new. Prompts are cut where a prompt or an answer ended, and what lies before a cut keeps the ids it had, so an answer is
-//! never tokenised again. What outgrows the context loses its oldest turns, never its system prompt. Many requests at once
-//! ([`generate::Batch`]) share each run of the model.
+//! A conversation is rendered whole by the model's own template at every turn, and only what is new is computed. What outgrows
+//! the context loses its oldest turns, never its system prompt. Many requests at once share each run of the model.
+//!
+//! # Nothing is computed twice
+//!
+//! What a sequence remembers is a value ([`engine::Session`]): ids, pages of 64 positions by page group (layers of one window
+//! share a group), and recurrent states at marked positions. Pages are counted; a fork copies counters, and the run that
+//! writes to a shared page copies that page. A state is never written in place: a run reads one and leaves another, so a run
+//! that fails or is stopped has changed nothing. Sequences that are over are kept as branches of one tree; of those goes what
+//! is cheapest to compute again, by measured costs and depth, times how likely it is wanted. What goes, and what is left at
+//! the end, is written behind to files that are named by their content ([`cache`]), and read back when that beats computing.
+//!
+//! A rendered prompt is compared with what is remembered as bytes, in which control tokens are told apart from text that
+//! spells them; up to the last control token where both agree the remembered ids are taken, so an answer that comes back
+//! keeps the ids it was generated with.
+//!
+//! The scheduler is the only decode loop. Every sequence of a run says its phase, prompt, decode or draft, and the pager, the
+//! recorder and the guard go by each token's own. Answers come first; prompts get what a budget of milliseconds allows by
+//! measured costs, shared evenly; a request waits while another computes what it could begin with; when pages run out the
+//! youngest makes way and goes on later.
 //!
 //! # One plan, several executors
 //!

@@ -5,6 +5,7 @@
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::CommandFactory;
 use rynd::gguf::{Gguf, Writer};
@@ -34,6 +35,10 @@ fn joined(ids: &Value, separator: &str) -> String {
 
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rynd"));
+    // Nothing of the user's own, and nothing of another test's.
+    static HOMES: AtomicUsize = AtomicUsize::new(0);
+    let home = format!("cli-home-{}-{}", std::process::id(), HOMES.fetch_add(1, Ordering::Relaxed));
+    command.env("RYND_HOME", Path::new(env!("CARGO_TARGET_TMPDIR")).join(home));
     command.args(arguments).env_remove("RYND_SIMD").stdin(Stdio::null());
     command
 }

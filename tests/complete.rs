@@ -24,7 +24,7 @@ fn folder(name: &str) -> PathBuf {
 
 fn complete(model: &str, arguments: &[&str], input: &str) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_rynd"))
-        .args(["complete", model, "-t", "1"])
+        .args(["complete", model, "-t", "1", "--cache-disk", "0"])
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -46,7 +46,7 @@ fn logits(what: &Evaluated) -> Vec<Vec<f32>> {
                     ControlFlow::Continue(())
                 })
                 .unwrap();
-            session.clear(&mut engine);
+            session.clear();
             all.split_off(what.first() * what.vocab)
         })
         .collect()

@@ -7,6 +7,7 @@
 
 mod golden_case;
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,9 +23,12 @@ use rynd::engine::{
 use rynd::experts::disk::Fault;
 use rynd::experts::tier::{Ram, Tiers};
 use rynd::experts::{Capacity, Named, Policy, Pools, Setup, Speeds, Trace, Window, replay};
+use rynd::generate::{Event, Job, Limits, Scheduler};
 use rynd::gguf::Gguf;
 use rynd::gpu::room;
 use rynd::plan::{self, Op, PAGE_TOKENS, Side, Step};
+use rynd::sampler::{Sampler, SamplerConfig};
+use rynd::tokenizer::{Tokenizer, Vocab};
 
 /// Three devices on the one adapter, for all tests of this process.
 fn copies() {
@@ -275,7 +279,7 @@ fn a_file_that_shrinks_under_uploads_is_an_error_or_computed_elsewhere() {
                 }
             }
         }
-        session.clear(&mut engine);
+        session.clear();
         assert!(expected.starts_with(&timeline[start.len()..]), "what was computed is right");
         let failed = engine.expert_report().unwrap().failed - failed;
         println!("{ram} bytes: {failed} uploads failed, then {error:?}");
@@ -332,6 +336,58 @@ fn the_engine_counts_what_the_simulator_counts() {
         let simulated = replay(&trace, &simulation(slots as f64 / all as f64)).window(Window::Decode);
         assert_eq!((counted.picks, counted.hits), (simulated.picks, simulated.hits), "{slots} slots");
         assert!(counted.hits > 0 && counted.hits < counted.picks);
+    }
+}
+
+#[test]
+fn runs_that_mix_prompts_and_answers_move_experts_as_the_simulator_does() {
+    let model = "qwen3moe";
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.trace");
+    let all = entries(model);
+    for slots in [all / 8, all / 4, all / 2] {
+        let Some(config) = paged(&[slots], waiting()) else { return };
+        let config = EngineConfig { trace: Some(path.clone()), batch: 8, sessions: 4, context: Some(256), ..config };
+        let mut engine = load(model, &config);
+        let tokenizer = Tokenizer::new(Vocab::from_gguf(engine.gguf()).unwrap()).unwrap();
+        let text = ids(&reference(model)["prompts"]["long"]["ids"]);
+        // While the first answers, prompts keep coming.
+        let mut scheduler = Scheduler::new(4);
+        let job = |start: usize, tokens: usize| Job {
+            prompt: text.iter().copied().cycle().skip(start).take(60).collect(),
+            sampler: Sampler::new(SamplerConfig::greedy()).unwrap(),
+            limits: Limits { tokens: Some(tokens), ignore_end: true, ..Limits::default() },
+        };
+        scheduler.add(&engine, &tokenizer, job(0, 90)).unwrap();
+        let (mut runs, mut mixed, mut moved) = (0, 0, 0);
+        while !scheduler.is_empty() {
+            if runs % 9 == 4 && runs < 100 {
+                scheduler.add(&engine, &tokenizer, job(1 + runs, 2)).unwrap();
+            }
+            let before = engine.expert_report().unwrap().counters;
+            let mut read = false;
+            let on_event = |_, event: Event| {
+                read |= matches!(event, Event::Prefill { .. });
+                ControlFlow::Continue(())
+            };
+            scheduler.step(&mut engine, &tokenizer, on_event).unwrap();
+            let after = engine.expert_report().unwrap().counters;
+            if read && after.tokens > before.tokens {
+                mixed += 1;
+                moved += after.uploads - before.uploads;
+            }
+            runs += 1;
+        }
+        assert!(mixed > 60, "{mixed} of {runs} runs were mixed");
+        assert!(moved > 0, "no expert moved in {mixed} mixed runs");
+        engine.finish_trace().unwrap();
+        let counted = engine.expert_report().unwrap().counters;
+        let trace = Trace::parse(&std::fs::read(&path).unwrap()).unwrap();
+        let simulated = replay(&trace, &simulation(slots as f64 / all as f64)).window(Window::Decode);
+        let found = counted.hits as f64 / counted.picks as f64;
+        println!("{slots} slots: engine {found:.4}, simulator {:.4}, {moved} moved", simulated.hit_rate());
+        assert_eq!(counted.picks, simulated.picks, "{slots} slots");
+        assert!((found - simulated.hit_rate()).abs() <= 0.005, "{slots} slots: {counted:?}, {simulated:?}");
     }
 }
 

@@ -270,7 +270,8 @@ fn the_largest_logit_of_each_wanted_row_is_found_without_reading_the_others() {
         let mut cpu = case.cpu(9, 1, KvFormat::F16);
         let tokens: Vec<Token> = (0..9).map(|pos| Token { id: 0, seq: 0, pos }).collect();
         for rows in [vec![0], vec![8], vec![1, 2, 4, 5, 7, 8]] {
-            let env = Env { tokens: &tokens, rows: &rows, seqs: &[Seq::new(&[&[0]], Phase::Decode)] };
+            let seqs = [Seq::new(&[&[0]], Phase::Decode)];
+            let env = Env::new(&tokens, &rows, &seqs);
             let mut values = case.fill(9, rows.len() as u64).remove(0).1;
             // Equal logits everywhere: the first one counts.
             values[8 * 32..].fill(0.0);
@@ -293,7 +294,7 @@ fn the_largest_logit_of_each_wanted_row_is_found_without_reading_the_others() {
         let mut found = [None; 3];
         gpu.run_best(
             0..2,
-            &Env { tokens: &tokens, rows: &[2, 3, 4], seqs: &[Seq::new(&[&[0]], Phase::Decode)] },
+            &Env::new(&tokens, &[2, 3, 4], &[Seq::new(&[&[0]], Phase::Decode)]),
             (out, vocab),
             &mut found,
         )
@@ -412,7 +413,8 @@ fn routers_pick_and_weigh_as_the_cpu_does() {
             let Some(mut gpu) = case.gpu(tokens, 4, &Setting::default()) else { return };
             let mut cpu = case.cpu(tokens, 4, KvFormat::F16);
             let batch: Vec<Token> = (0..tokens as u32).map(|pos| Token { id: 0, seq: 0, pos }).collect();
-            let env = Env { tokens: &batch, rows: &[], seqs: &[Seq::new(&[&[0, 1]], Phase::Decode)] };
+            let seqs = [Seq::new(&[&[0, 1]], Phase::Decode)];
+            let env = Env::new(&batch, &[], &seqs);
             for (slot, values) in case.fill(tokens, 3) {
                 cpu.write(slot, &values).unwrap();
                 gpu.write(slot, &values).unwrap();
@@ -439,7 +441,8 @@ fn what_a_router_picked_comes_back_at_once_and_without_padding() {
     let (case, [ids, weights]) = router(31, 5, true);
     let Some(mut gpu) = case.gpu(7, 4, &Setting::default()) else { return };
     let batch: Vec<Token> = (0..3).map(|pos| Token { id: 0, seq: 0, pos }).collect();
-    gpu.begin(&Env { tokens: &batch, rows: &[], seqs: &[Seq::new(&[&[0, 1]], Phase::Decode)] }).unwrap();
+    let seqs = [Seq::new(&[&[0, 1]], Phase::Decode)];
+    gpu.begin(&Env::new(&batch, &[], &seqs)).unwrap();
     for (slot, values) in case.fill(3, 3) {
         gpu.write(slot, &values).unwrap();
     }
@@ -525,7 +528,7 @@ fn sequences_of_one_run_do_not_see_each_other() {
             tokens.extend((0..added[seq]).map(|j| Token { id: 0, seq: seq as u32, pos: lengths[seq] + j }));
             lengths[seq] += added[seq];
         }
-        let env = Env { tokens: &tokens, rows: &[], seqs: &seqs };
+        let env = Env::new(&tokens, &[], &seqs);
         for (slot, values) in case.fill(tokens.len(), i as u64) {
             cpu.write(slot, &values).unwrap();
             gpu.write(slot, &values).unwrap();
@@ -550,7 +553,7 @@ fn a_copied_page_reads_like_the_first() {
             for (slot, values) in case.fill(n as usize, seed) {
                 gpu.write(slot, &values).unwrap();
             }
-            gpu.run(0..2, &Env { tokens: &tokens, rows: &[], seqs: &[Seq::new(&[&[page]], Phase::Decode)] }).unwrap();
+            gpu.run(0..2, &Env::new(&tokens, &[], &[Seq::new(&[&[page]], Phase::Decode)])).unwrap();
             let mut values = vec![0.0; n as usize * 256];
             gpu.read(out, &mut values).unwrap();
             values

@@ -147,7 +147,8 @@ fn resident_experts_are_summed_and_the_rest_is_left_to_others() {
             for t in [1, 4, 5, 70] {
                 let what = format!("{filled} of {all} resident, {t} tokens, {handicap:?}");
                 let tokens = tokens(t);
-                let env = Env { tokens: &tokens, rows: &[], seqs: &[Seq::new(&[&[0, 1]], Phase::Decode)] };
+                let seqs = [Seq::new(&[&[0, 1]], Phase::Decode)];
+                let env = Env::new(&tokens, &[], &seqs);
                 let inputs = mixture.case.fill(t, t as u64);
                 let resident = |layer: usize, expert: usize| maps[layer][expert] != NO_SLOT;
                 let hits = mixture.partial(&mut cpu, &env, &inputs, resident);
@@ -185,7 +186,8 @@ fn a_slot_is_given_from_one_expert_to_another_while_runs_are_submitted() {
     let mut cpu = mixture.case.cpu(8, 4, KvFormat::F16);
     let mut uploader = gpu.expert_uploader(1).unwrap();
     let tokens = tokens(8);
-    let env = Env { tokens: &tokens, rows: &[], seqs: &[Seq::new(&[&[0]], Phase::Decode)] };
+    let seqs = [Seq::new(&[&[0]], Phase::Decode)];
+    let env = Env::new(&tokens, &[], &seqs);
     let inputs = mixture.case.fill(8, 3);
     for round in 0..12 {
         // Slot 0 holds one expert of the first layer after the other, slot 1 one of the second.
@@ -240,7 +242,8 @@ fn waves_add_what_has_no_slot() {
         let mut half = 0;
         for t in [2, 5, 70] {
             let tokens = tokens(t);
-            let env = Env { tokens: &tokens, rows: &[], seqs: &[Seq::new(&[&[0, 1]], Phase::Decode)] };
+            let seqs = [Seq::new(&[&[0, 1]], Phase::Decode)];
+            let env = Env::new(&tokens, &[], &seqs);
             let inputs = mixture.case.fill(t, t as u64);
             let whole = mixture.partial(&mut cpu, &env, &inputs, |_, _| true);
             for (slot, values) in &inputs {
@@ -285,7 +288,8 @@ fn a_gpu_sums_experts_of_steps_that_are_another_sides() {
     let maps = mixture.fill(&mut gpu, 4, 4, &mut Random::new(11));
     for t in [1, 6] {
         let tokens = tokens(t);
-        let env = Env { tokens: &tokens, rows: &[], seqs: &[Seq::new(&[&[0]], Phase::Decode)] };
+        let seqs = [Seq::new(&[&[0]], Phase::Decode)];
+        let env = Env::new(&tokens, &[], &seqs);
         let mut inputs = mixture.case.fill(t, 9);
         inputs.iter_mut().filter(|(slot, _)| *slot == mixture.out).for_each(|(_, values)| values.fill(0.0));
         let expected = mixture.partial(&mut cpu, &env, &inputs, |layer, expert| maps[layer][expert] != NO_SLOT);
@@ -354,7 +358,8 @@ fn a_pool_gives_up_its_last_slots_and_takes_them_again() {
         let check = |gpu: &mut Gpu, cpu: &mut Cpu, maps: &[Vec<u32>; 2], what: &str| {
             for t in [1, 8] {
                 let tokens = tokens(t);
-                let env = Env { tokens: &tokens, rows: &[], seqs: &[Seq::new(&[&[0]], Phase::Decode)] };
+                let seqs = [Seq::new(&[&[0]], Phase::Decode)];
+                let env = Env::new(&tokens, &[], &seqs);
                 let inputs = mixture.case.fill(t, 6);
                 for (slot, values) in &inputs {
                     gpu.write(*slot, values).unwrap();
@@ -370,7 +375,7 @@ fn a_pool_gives_up_its_last_slots_and_takes_them_again() {
         check(&mut gpu, &mut cpu, &maps, "all slots");
         let dispatches = |gpu: &mut Gpu| {
             gpu.reset_counters();
-            gpu.run(0..4, &Env { tokens: &tokens(1), rows: &[], seqs: &[Seq::new(&[&[0]], Phase::Decode)] }).unwrap();
+            gpu.run(0..4, &Env::new(&tokens(1), &[], &[Seq::new(&[&[0]], Phase::Decode)])).unwrap();
             gpu.counters().dispatches
         };
         // Three banks are one dispatch: cuts that are few cost nothing. Two for a router, two for its experts.

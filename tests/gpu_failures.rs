@@ -16,7 +16,10 @@ fn run(model: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Output 
     let file = fixture(&format!("models/{model}/model.gguf"));
     let mut command = Command::new(env!("CARGO_BIN_EXE_rynd"));
     command.arg("run").arg(file).args(["--ids", &prompt.join(","), "--print-ids", "-n", "24", "--temp", "0"]);
-    command.args(["--ignore-eos", "--kv", "f32"]).args(arguments).envs(environment.iter().copied());
+    command
+        .args(["--ignore-eos", "--kv", "f32", "--cache-disk", "0"])
+        .args(arguments)
+        .envs(environment.iter().copied());
     command.output().unwrap()
 }
 

@@ -37,7 +37,7 @@ struct Editor {
 impl Editor {
     fn start(arguments: &[&str]) -> Editor {
         let mut child = Command::new(env!("CARGO_BIN_EXE_rynd"))
-            .args(["complete", &model(), "--stdio", "--verbose", "-t", "1"])
+            .args(["complete", &model(), "--stdio", "--verbose", "-t", "1", "--cache-disk", "0"])
             .args(if arguments.contains(&"--debounce-ms") { &[][..] } else { &["--debounce-ms", "0"] })
             .args(arguments)
             .stdin(Stdio::piped())
@@ -182,7 +182,7 @@ fn at((line, character): (u32, u32)) -> Value {
 /// What the one-shot command says to the same place, and its prompt's tokens.
 fn one_shot_and_cost(arguments: &[&str]) -> (Vec<String>, usize) {
     let output = Command::new(env!("CARGO_BIN_EXE_rynd"))
-        .args(["complete", &model(), "--json", "-t", "1", "--suffix-tokens", "128"])
+        .args(["complete", &model(), "--json", "-t", "1", "--suffix-tokens", "128", "--cache-disk", "0"])
         .args(arguments)
         .output()
         .unwrap();

@@ -44,7 +44,7 @@ fn decode(config: &EngineConfig, positions: usize) -> (Vec<Vec<f32>>, Engine) {
     for id in &ids[PROMPT..PROMPT + positions] {
         all.push(session.decode(&mut engine, *id, Wanted::Last).unwrap().to_vec());
     }
-    session.clear(&mut engine);
+    session.clear();
     (all, engine)
 }
 

@@ -79,7 +79,7 @@ fn greedy(engine: &mut Engine, prompt: &[u32], n: usize) -> Result<Vec<u32>, Eng
             }
         }
     }
-    session.clear(engine);
+    session.clear();
     result.map(|()| answer)
 }
 
@@ -91,7 +91,7 @@ fn all_logits(engine: &mut Engine, prompt: &[u32]) -> Vec<f32> {
         ControlFlow::Continue(())
     };
     session.extend(engine, prompt, Wanted::All, keep).unwrap();
-    session.clear(engine);
+    session.clear();
     all
 }
 

@@ -5,6 +5,7 @@
 mod picks;
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use picks::{PickLog, Picks};
 
@@ -60,6 +61,8 @@ pub struct Env<'a> {
     /// Rows of `tokens` whose logits are wanted, rising: (r).
     pub rows: &'a [u32],
     pub seqs: &'a [Seq<'a>],
+    /// Set from outside, a long run breaks off between two layers.
+    pub stop: Option<&'a AtomicBool>,
 }
 
 /// Among the ids that a router picked: another executor computes this expert.
@@ -72,7 +75,17 @@ impl<'a> Seq<'a> {
     }
 }
 
-impl Env<'_> {
+impl<'a> Env<'a> {
+    /// A run that nobody stops.
+    pub fn new(tokens: &'a [Token], rows: &'a [u32], seqs: &'a [Seq<'a>]) -> Env<'a> {
+        Env { tokens, rows, seqs, stop: None }
+    }
+
+    /// Whether somebody wants the run to break off.
+    pub fn is_stopped(&self) -> bool {
+        self.stop.is_some_and(|stop| stop.load(Ordering::Relaxed))
+    }
+
     /// What a token of the run is computed for.
     pub fn phase(&self, token: usize) -> Phase {
         self.seqs[self.tokens[token].seq as usize].phase
@@ -96,6 +109,9 @@ pub enum BackendError {
     /// A device is gone or has no memory left: what it held can not be relied on.
     #[error("{0}")]
     Lost(String),
+    /// `Env::stop` was set; nothing has changed.
+    #[error("interrupted")]
+    Stopped,
     /// An expert could not be read.
     #[error(transparent)]
     Disk(#[from] DiskError),
@@ -173,10 +189,36 @@ pub trait Backend: Send {
 
     /// Copies a cache page of a page group to another, in every layer that this backend holds.
     fn copy_page(&mut self, group: usize, from: u32, to: u32) -> Result<(), BackendError>;
+
+    /// Bytes of one page of a group, as `save_page` gives it.
+    fn page_bytes(&self, group: usize) -> usize;
+
+    /// Appends a page of a group, in the layers that run here, as this executor lays it out.
+    fn save_page(&mut self, group: usize, page: u32, out: &mut Vec<u8>) -> Result<(), BackendError>;
+
+    /// Overwrites a page of a group with what `save_page` gave.
+    fn load_page(&mut self, group: usize, page: u32, bytes: &[u8]) -> Result<(), BackendError>;
+
+    /// Bytes of a recurrent state, of the layers that run here.
+    fn state_bytes(&self) -> usize {
+        0
+    }
+
+    /// Appends a recurrent state.
+    fn save_state(&mut self, state: u32, out: &mut Vec<u8>) -> Result<(), BackendError> {
+        let _ = (state, out);
+        Ok(())
+    }
+
+    /// Overwrites a recurrent state with what `save_state` gave.
+    fn load_state(&mut self, state: u32, bytes: &[u8]) -> Result<(), BackendError> {
+        let _ = (state, bytes);
+        Ok(())
+    }
 }
 
 /// The index of the largest value, ties to the lower one; `None` when one is not finite.
-fn largest(values: &[f32]) -> Option<u32> {
+pub fn largest(values: &[f32]) -> Option<u32> {
     let mut best = (0, f32::NEG_INFINITY);
     for (i, &value) in values.iter().enumerate() {
         if !value.is_finite() {

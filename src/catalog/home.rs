@@ -1,5 +1,5 @@
 //! Where rynd keeps things: fetched models in the platform's cache directory, the user's catalog in its configuration
-//! directory. RYND_HOME moves both, to `$RYND_HOME/cache` and `$RYND_HOME/config`.
+//! directory. RYND_HOME moves both, to `$RYND_HOME/cache` and `$RYND_HOME/config`, and the chats that are kept, to `$RYND_HOME/chats`.
 //!
 //! Models live in `models/NAME/`, those of the hub in `models/hf/OWNER/REPO/`. Nothing is created before it is needed.
 
@@ -11,6 +11,7 @@ use super::error::{Error, Result};
 pub struct Home {
     pub cache: PathBuf,
     pub config: PathBuf,
+    data: PathBuf,
 }
 
 impl Home {
@@ -20,12 +21,13 @@ impl Home {
             _ => Ok(Home {
                 cache: dirs::cache_dir().ok_or(Error::NoHome { what: "cache" })?.join("rynd"),
                 config: dirs::config_dir().ok_or(Error::NoHome { what: "configuration" })?.join("rynd"),
+                data: dirs::data_dir().ok_or(Error::NoHome { what: "data" })?.join("rynd"),
             }),
         }
     }
 
     pub fn at(root: &Path) -> Home {
-        Home { cache: root.join("cache"), config: root.join("config") }
+        Home { cache: root.join("cache"), config: root.join("config"), data: root.to_owned() }
     }
 
     /// The user's own catalog; it need not exist.
@@ -36,6 +38,11 @@ impl Home {
     /// What the user typed into earlier chats, one entry a line; it need not exist.
     pub fn chat_history(&self) -> PathBuf {
         self.config.join("chat_history")
+    }
+
+    /// Chats that are kept; it need not exist.
+    pub fn chats(&self) -> PathBuf {
+        self.data.join("chats")
     }
 
     /// Pages that were computed, in one folder a model; it need not exist.

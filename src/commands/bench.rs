@@ -191,7 +191,7 @@ fn measure(
     bandwidth: Bandwidth,
 ) -> Result<Line> {
     let ids = ids(test.depth + test.tokens, engine.plan().vocab);
-    session.truncate(engine, test.depth);
+    session.truncate(test.depth);
     if session.ids().len() < test.depth {
         let missing = session.ids().len()..test.depth;
         session.extend(engine, &ids[missing], Wanted::Last, |_, _| ControlFlow::Continue(()))?;
@@ -237,7 +237,7 @@ fn measure(
 
 /// One run from `test.depth` to the end of `ids`; its time and the hash of its last logits.
 fn once(engine: &mut Engine, session: &mut Session, test: Test, ids: &[u32]) -> Result<(Duration, u64)> {
-    session.truncate(engine, test.depth);
+    session.truncate(test.depth);
     let new = &ids[test.depth..];
     let mut last = vec![];
     let mut keep = |logits: &[f32]| {

@@ -11,8 +11,8 @@ mod editor;
 mod external;
 mod highlight;
 mod inline;
-mod known;
 mod markdown;
+mod kept;
 mod model;
 mod paint;
 mod repl;
@@ -52,6 +52,7 @@ Examples:
   echo 'Write a Rust function that reverses a string.' | rynd chat --yes
   git diff | rynd chat -p 'Review this patch.'
   rynd chat --load plan.md --save plan.md
+  rynd chat --continue
 
 Environment:
   NO_COLOR         no colours and no Markdown, only the text
@@ -83,9 +84,18 @@ pub struct Arguments {
     /// Go on with a saved chat (.json or .md)
     #[arg(long, value_name = "FILE")]
     load: Option<PathBuf>,
-    /// Save the chat at the end, as .json or .md
+    /// Save the chat after every answer, as .json or .md
     #[arg(long, value_name = "FILE")]
     save: Option<PathBuf>,
+    /// Go on with the last chat
+    #[arg(long = "continue", conflicts_with_all = ["load", "resume"])]
+    last: bool,
+    /// Go on with a chat that was kept: its name, the beginning of it, or a number (1 is the newest; '/chats' lists them)
+    #[arg(long, value_name = "NAME", conflicts_with = "load")]
+    resume: Option<String>,
+    /// Keep no file of this chat
+    #[arg(long)]
+    forget: bool,
     /// Print speed, context and memory on stderr at the end
     #[arg(long)]
     stats: bool,
@@ -103,10 +113,17 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if let Some(path) = &arguments.save {
         transcript::check_name(path)?;
     }
-    let loaded = arguments.load.as_deref().map(Transcript::load).transpose()?;
+    let resumed = match &arguments.resume {
+        Some(name) => Some(kept::named(name)?),
+        None if arguments.last => Some(kept::last()?),
+        None => None,
+    };
+    let loaded = arguments.load.as_deref().or(resumed.as_deref()).map(Transcript::load).transpose()?;
     interrupt::watch()?;
     let source = model::Source::new(arguments.yes, arguments.template.clone(), arguments.parse_special)?;
-    let name = arguments.model.clone().map_or_else(|| source.default_name(), Ok)?;
+    // A chat goes on with the model that it was with.
+    let before = loaded.as_ref().filter(|_| resumed.is_some()).and_then(|chat| chat.model.clone());
+    let name = arguments.model.clone().or(before).map_or_else(|| source.default_name(), Ok)?;
     let model = source.load(&name, &arguments.engine)?;
     let mut chat = Chat::new(model, arguments.sampling.clone(), arguments.tokens, arguments.system.as_deref());
     if let Some(transcript) = loaded {
@@ -116,6 +133,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         }
     }
     settings::set(&mut chat, "")?;
+    chat.files.extend(arguments.save.clone());
+    if !arguments.forget && (at_terminal || resumed.is_some()) {
+        chat.files.extend(resumed.or_else(kept::new));
+    }
     let (chat, result) = if at_terminal {
         let mut repl = repl::Repl::new(chat, &source, &arguments.engine);
         let result = repl.run(message);
@@ -124,7 +145,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         let result = once(&mut chat, &message.unwrap_or_default());
         (chat, result)
     };
-    // Also when the terminal went away: what was said is worth keeping.
+    // Also when the terminal went away: what was said is worth keeping, and that it could not be is an error at the end.
     if let Some(path) = arguments.save.as_deref().filter(|_| at_terminal || result.is_ok()) {
         chat.transcript().save(path)?;
     }

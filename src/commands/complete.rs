@@ -12,7 +12,7 @@ use super::load::{self, EngineFlags, ModelOrDefault};
 use super::sampling::SamplingFlags;
 use super::{input, interrupt, lsp};
 use crate::catalog::{Catalog, Error as CatalogError, Model};
-use crate::complete::{CompleteError, Completer, Completion, Options, Request, check_fim, relevant};
+use crate::complete::{self, CompleteError, Completion, Options, Request, check_fim, relevant};
 use crate::engine::{Engine, EngineConfig};
 use crate::generate::Finish;
 use crate::sampler::SamplerConfig;
@@ -102,15 +102,15 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let request = request(arguments)?;
     let mut engine = load(arguments)?;
     let tokenizer = load::tokenizer(engine.gguf())?;
+    arguments.engine.keep_on_disk(&mut engine, &tokenizer);
     interrupt::watch()?;
-    let mut completer = Completer::default();
     let mut completions = vec![];
     for candidate in 0..arguments.candidates {
         if candidate > 0 {
             sampling.seed = sampling.seed.map(|seed| seed.wrapping_add(1));
         }
         let options = options(arguments, sampling.clone());
-        completions.push(completer.complete(&mut engine, &tokenizer, &request, &options, interrupt::asked)?);
+        completions.push(complete::complete(&mut engine, &tokenizer, &request, &options, interrupt::asked)?);
         if interrupt::asked() {
             break;
         }
@@ -152,8 +152,9 @@ fn can_complete(model: &str) -> Result<()> {
 }
 
 fn serve(arguments: &Arguments, sampling: SamplerConfig) -> Result<ExitCode> {
-    let engine = load(arguments)?;
+    let mut engine = load(arguments)?;
     let tokenizer = load::tokenizer(engine.gguf())?;
+    arguments.engine.keep_on_disk(&mut engine, &tokenizer);
     check_fim(&tokenizer)?;
     let config = lsp::Config {
         options: options(arguments, sampling),

@@ -13,7 +13,9 @@ use super::obtain;
 use crate::backend::KvFormat;
 use crate::catalog::{Catalog, Home};
 use crate::chat::{ChatError, Message, Template};
-use crate::engine::{DEFAULT_BATCH, Engine, EngineConfig};
+use crate::engine::{DEFAULT_BATCH, DiskOptions, Engine, EngineConfig};
+use crate::experts::rates;
+use crate::experts::rig::parse_bytes;
 use crate::gguf::Gguf;
 use crate::models::RopeOverride;
 use crate::tokenizer::{Prompt, Tokenizer, Vocab};
@@ -149,6 +151,12 @@ pub struct EngineFlags {
     /// Tokens of context [default: the model's, at most 32768]
     #[arg(short, long, value_name = "TOKENS", value_parser = at_least_one())]
     pub ctx: Option<usize>,
+    /// Memory for conversations that are over, as 2G [default: an eighth of the machine's, 0 with --ram or on GPUs]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub cache_ram: Option<u64>,
+    /// Disk for conversations that are over, found again at the next start; 0 keeps none (see 'rynd cache')
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, default_value = "10G")]
+    pub cache_disk: u64,
     #[command(flatten)]
     pub compute: ComputeFlags,
 }
@@ -156,9 +164,24 @@ pub struct EngineFlags {
 impl EngineFlags {
     /// As the engine wants it.
     pub fn config(&self) -> EngineConfig {
-        EngineConfig { threads: self.threads, context: self.ctx, ..self.compute.config() }
+        let compute = self.compute.config();
+        let usual = if compute.tiers.is_some() { 0 } else { rates::ram_bytes().unwrap_or(0) / PAST_PART };
+        let past_bytes = self.cache_ram.unwrap_or(usual);
+        EngineConfig { threads: self.threads, context: self.ctx, past_bytes, ..compute }
+    }
+
+    /// From now on the engine keeps conversations on disk, unless the user wants none.
+    pub fn keep_on_disk(&self, engine: &mut Engine, tokenizer: &Tokenizer) {
+        // Without a home there is no place for them.
+        if let Ok(home) = Home::from_env() {
+            engine
+                .keep_on_disk(&DiskOptions { dir: home.pages(), cap_bytes: self.cache_disk, always: false }, tokenizer);
+        }
     }
 }
+
+/// Of the machine's memory, the part that sequences which are over may take.
+const PAST_PART: u64 = 8;
 
 /// Tokens of the longest run that is chosen unasked.
 const MOST_BATCH: usize = 4096;

@@ -34,6 +34,7 @@ mod plan_gpus;
 mod plan_what_if;
 mod pull;
 mod quantize;
+mod reuse;
 mod rm;
 mod run;
 mod sampling;

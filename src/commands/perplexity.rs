@@ -233,7 +233,7 @@ fn run_chunk(
 ) -> Result<bool> {
     let first = ids.len() / 2;
     let asked = || if interrupt::asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
-    session.clear(engine);
+    session.clear();
     // Position i predicts token i + 1, so the last token is never run.
     let head = session.extend(engine, &ids[..first], Wanted::Last, |_, _| asked());
     let (mut seen, mut stopped) = (0, false);

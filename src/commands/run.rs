@@ -14,9 +14,9 @@ use super::input::{self, TextFlags};
 use super::load::{self, EngineFlags, ModelArg};
 use super::memory::Memory;
 use super::sampling::SamplingFlags;
-use super::{interrupt, numbers};
+use super::{interrupt, numbers, reuse};
 use crate::chat::Message;
-use crate::engine::{Engine, Session};
+use crate::engine::Engine;
 use crate::generate::{Event, Finish, Limits, Summary, generate};
 use crate::tokenizer::{Encode, Tokenizer};
 
@@ -60,7 +60,7 @@ pub struct Arguments {
     #[arg(long)]
     print_ids: bool,
     /// Print speed and memory on stderr at the end
-    #[arg(long)]
+    #[arg(short = 'v', long)]
     stats: bool,
     #[command(flatten)]
     sampling: SamplingFlags,
@@ -76,26 +76,26 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     };
     let mut engine = arguments.model.load(&arguments.engine.config())?;
     let tokenizer = load::tokenizer(engine.gguf())?;
+    arguments.engine.keep_on_disk(&mut engine, &tokenizer);
     let prompt = match &arguments.ids {
         Some(ids) => input::ids(ids)?,
         None => prompt_ids(arguments, &engine, &tokenizer, &text)?,
     };
-    let mut sampler = arguments.sampling.sampler(engine.plan().vocab)?;
+    let sampler = arguments.sampling.sampler(engine.plan().vocab)?;
     let limits = Limits { tokens: arguments.tokens, stop: arguments.stop.clone(), ignore_end: arguments.ignore_eos };
     interrupt::watch()?;
     let mut output = Output::new(arguments.print_ids);
     let mut progress = Progress::new(engine.batch());
-    let summary =
-        generate(&mut engine, &mut Session::new(), &tokenizer, &mut sampler, &prompt, &limits, |event| match event {
-            _ if interrupt::asked() => ControlFlow::Break(()),
-            Event::Prefill { done, total } => progress.show(done, total),
-            Event::Token(id) => output.token(id),
-            Event::Text(text) => output.text(text),
-        })?;
+    let summary = generate(&mut engine, &tokenizer, sampler, &prompt, &limits, |event| match event {
+        _ if interrupt::asked() => ControlFlow::Break(()),
+        Event::Prefill { done, total } => progress.show(done, total),
+        Event::Token(id) => output.token(id),
+        Event::Text(text) => output.text(text),
+    })?;
     output.finish()?;
     let interrupted = summary.finish == Finish::Interrupted;
     if arguments.stats || interrupted {
-        print_stats(&engine, &summary)?;
+        print_stats(&engine, &tokenizer, &summary)?;
     }
     Ok(if interrupted { ExitCode::from(interrupt::EXIT_CODE) } else { ExitCode::SUCCESS })
 }
@@ -116,7 +116,7 @@ fn prompt_ids(arguments: &Arguments, engine: &Engine, tokenizer: &Tokenizer, tex
     let system = arguments.system.iter().map(|text| Message::system(text));
     let messages: Vec<Message> = system.chain([Message::user(text)]).collect();
     let prompt = load::prompt(&template, tokenizer, &messages, arguments.parse_special);
-    Ok(tokenizer.encode_rendered(&prompt.context("the chat template failed; --raw goes without it")?))
+    Ok(engine.encode_prompt(tokenizer, &prompt.context("the chat template failed; --raw goes without it")?))
 }
 
 /// Writes what is generated and remembers the first failure: generation is only told to stop.
@@ -197,7 +197,7 @@ fn style() -> ProgressStyle {
 }
 
 /// Speed and memory, on stderr.
-fn print_stats(engine: &Engine, summary: &Summary) -> io::Result<()> {
+fn print_stats(engine: &Engine, tokenizer: &Tokenizer, summary: &Summary) -> io::Result<()> {
     let computed = summary.prompt_tokens - summary.cached_tokens;
     // The first token comes with the prompt; an end token was computed for, but is no part of the answer.
     let runs = match summary.finish {
@@ -213,12 +213,14 @@ fn print_stats(engine: &Engine, summary: &Summary) -> io::Result<()> {
     let mut err = io::stderr().lock();
     writeln!(
         err,
-        "prompt    {} tokens ({} cached) in {}, {:.1} tok/s",
-        summary.prompt_tokens,
-        summary.cached_tokens,
+        "prompt    {} in {}, {:.1} tok/s",
+        reuse::tokens(summary),
         numbers::duration(summary.prefill),
         numbers::rate(computed, summary.prefill)
     )?;
+    if let Some(parted) = reuse::parted(summary, tokenizer) {
+        writeln!(err, "          {parted}")?;
+    }
     writeln!(
         err,
         "generated {} tokens ({why}) in {}, {:.1} tok/s",

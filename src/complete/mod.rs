@@ -1,7 +1,7 @@
 //! Fill-in-the-middle completion: a cursor in a text, the text that belongs there.
 //!
-//! A `Completer` keeps one session between requests, so that a keystroke costs the tokens it changed and what stands
-//! behind the cursor. It knows files as text only; editors' protocols and printing are the commands' business.
+//! The engine remembers the prompts before, so that a keystroke costs the tokens it changed and what stands behind the
+//! cursor. It knows files as text only; editors' protocols and printing are the commands' business.
 
 mod ends;
 mod lexer;
@@ -19,7 +19,7 @@ pub use ends::Ends;
 pub use recent::Recent;
 pub use repository::{ContextFile, Neighbours, relevant};
 
-use crate::engine::{Engine, Session};
+use crate::engine::Engine;
 use crate::generate::{Event, Finish, GenerateError, Limits, generate};
 use crate::sampler::{Sampler, SamplerConfig, SamplerError};
 use crate::tokenizer::Tokenizer;
@@ -87,53 +87,44 @@ pub fn check_fim(tokenizer: &Tokenizer) -> Result<(), CompleteError> {
     prompt::build(tokenizer, &Request::default(), 0, 0).map(|_| ())
 }
 
-/// Completes in one model, keeping what is computed for the next request.
-#[derive(Default)]
-pub struct Completer {
-    session: Session,
-}
-
-impl Completer {
-    /// Completes a request; `cancelled` is asked at every token and prefill run.
-    pub fn complete(
-        &mut self,
-        engine: &mut Engine,
-        tokenizer: &Tokenizer,
-        request: &Request,
-        options: &Options,
-        mut cancelled: impl FnMut() -> bool,
-    ) -> Result<Completion, CompleteError> {
-        let start = Instant::now();
-        let room = prompt_room(engine.context(), options.max_tokens);
-        let ids = prompt::build(tokenizer, request, options.prompt_tokens.min(room), options.suffix_tokens)?;
-        let file = request.file.as_deref().or(request.path.as_deref().map(Path::new));
-        let ends = Ends::new(&request.prefix, &request.suffix, file);
-        let mut sampler = Sampler::new(options.sampling.clone())?;
-        let limits = Limits { tokens: Some(options.max_tokens), ..Limits::default() };
-        let mut text = String::new();
-        let mut ended = false;
-        let late = || options.time.is_some_and(|time| start.elapsed() > time);
-        let summary = generate(engine, &mut self.session, tokenizer, &mut sampler, &ids, &limits, |event| {
-            let mut over = cancelled();
-            match event {
-                // Its text is still to come.
-                Event::Token(_) => {}
-                Event::Prefill { .. } => over |= late(),
-                Event::Text(new) => {
-                    text.push_str(new);
-                    ended = ends.find(&text).is_some();
-                    over |= ended || late();
-                }
+/// Completes a request; `cancelled` is asked at every token and prefill run.
+pub fn complete(
+    engine: &mut Engine,
+    tokenizer: &Tokenizer,
+    request: &Request,
+    options: &Options,
+    mut cancelled: impl FnMut() -> bool,
+) -> Result<Completion, CompleteError> {
+    let start = Instant::now();
+    let room = prompt_room(engine.context(), options.max_tokens);
+    let ids = prompt::build(tokenizer, request, options.prompt_tokens.min(room), options.suffix_tokens)?;
+    let file = request.file.as_deref().or(request.path.as_deref().map(Path::new));
+    let ends = Ends::new(&request.prefix, &request.suffix, file);
+    let sampler = Sampler::new(options.sampling.clone())?;
+    let limits = Limits { tokens: Some(options.max_tokens), ..Limits::default() };
+    let mut text = String::new();
+    let mut ended = false;
+    let late = || options.time.is_some_and(|time| start.elapsed() > time);
+    let summary = generate(engine, tokenizer, sampler, &ids, &limits, |event| {
+        let mut over = cancelled();
+        match event {
+            // Its text is still to come.
+            Event::Token(_) => {}
+            Event::Prefill { .. } => over |= late(),
+            Event::Text(new) => {
+                text.push_str(new);
+                ended = ends.find(&text).is_some();
+                over |= ended || late();
             }
-            if over { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        })?;
-        Ok(Completion {
-            text: ends.finish(&text, summary.finish != Finish::End),
-            finish: if ended { Finish::Stop } else { summary.finish },
-            prompt_tokens: summary.prompt_tokens,
-            cached_tokens: summary.cached_tokens,
-            generated_tokens: summary.generated_tokens,
-            elapsed: start.elapsed(),
-        })
-    }
+        }
+        if over { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    Ok(Completion {
+        text: ends.finish(&text, summary.finish != Finish::End),
+        finish: if ended { Finish::Stop } else { summary.finish },
+        prompt_tokens: summary.prompt_tokens,
+        cached_tokens: summary.cached_tokens,
+        generated_tokens: summary.generated_tokens,
+        elapsed: start.elapsed(),
+    })
 }

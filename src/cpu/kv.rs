@@ -5,6 +5,7 @@
 //! widened to f32 a page at a time.
 
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 use rynd_quant::attention::{PAGE, PageKernels};
 
 use super::threads::Shared;
@@ -177,6 +178,57 @@ impl KvCache {
                 }
             }
         }
+    }
+
+    /// Bytes of one page.
+    pub fn page_bytes(&self) -> usize {
+        let len = self.kv_heads * self.head_dim * PAGE;
+        let of = |store: &Store| match store {
+            Store::F32(_) => 4 * len,
+            Store::F16(_) => 2 * len,
+            Store::Q8_0 { .. } => len + 2 * (len / GROUP),
+        };
+        of(&self.keys) + of(&self.values)
+    }
+
+    /// Appends a page's bytes.
+    pub fn save_page(&mut self, page: u32, out: &mut Vec<u8>) {
+        let len = self.kv_heads * self.head_dim * PAGE;
+        let at = |len: usize| page as usize * len..(page as usize + 1) * len;
+        for store in [&mut self.keys, &mut self.values] {
+            match store {
+                Store::F32(s) => out.extend_from_slice(bytemuck::cast_slice(&s.as_mut()[at(len)])),
+                Store::F16(s) => out.extend_from_slice(bytemuck::cast_slice(s.as_mut()[at(len)].reinterpret_cast())),
+                Store::Q8_0 { q, scales } => {
+                    out.extend_from_slice(bytemuck::cast_slice(&q.as_mut()[at(len)]));
+                    let scales = scales.as_mut()[at(len / GROUP)].reinterpret_cast();
+                    out.extend_from_slice(bytemuck::cast_slice(scales));
+                }
+            }
+        }
+    }
+
+    /// Overwrites a page with what `save_page` gave; returns what is left of the bytes.
+    pub fn load_page<'b>(&mut self, page: u32, bytes: &'b [u8]) -> &'b [u8] {
+        let len = self.kv_heads * self.head_dim * PAGE;
+        let at = |len: usize| page as usize * len..(page as usize + 1) * len;
+        let mut rest = bytes;
+        let mut fill = |to: &mut [u8]| {
+            let (head, tail) = rest.split_at(to.len());
+            to.copy_from_slice(head);
+            rest = tail;
+        };
+        for store in [&mut self.keys, &mut self.values] {
+            match store {
+                Store::F32(s) => fill(bytemuck::cast_slice_mut(&mut s.as_mut()[at(len)])),
+                Store::F16(s) => fill(bytemuck::cast_slice_mut(s.as_mut()[at(len)].reinterpret_cast_mut())),
+                Store::Q8_0 { q, scales } => {
+                    fill(bytemuck::cast_slice_mut(&mut q.as_mut()[at(len)]));
+                    fill(bytemuck::cast_slice_mut(scales.as_mut()[at(len / GROUP)].reinterpret_cast_mut()));
+                }
+            }
+        }
+        rest
     }
 
     /// Copies a page to another.

@@ -15,6 +15,7 @@ mod threads;
 use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rynd_quant::attention::{PAGE, PageKernels};
 use rynd_quant::{Kernels, Linear};
@@ -24,10 +25,15 @@ pub use self::sums::{InputSums, WeightSums};
 use self::threads::{Shared, Team, Worker};
 use crate::backend::{Backend, BackendError, Env, KvFormat, PickLog};
 use crate::experts::tier::Tier;
-use crate::plan::{self, KvId, Op, PAGE_TOKENS, Plan, RopeId, RopeLayout, Slot, SlotKind, WeightId};
+use crate::plan::{
+    self, KvId, Memory, Op, PAGE_TOKENS, Plan, RopeId, RopeLayout, Side, Slot, SlotKind, State, StateId, WeightId,
+};
 use crate::weights::Weights;
 
 const _: () = assert!(PAGE == PAGE_TOKENS, "the page kernels and the plan agree on a page");
+
+/// Tokens of a run that is worth breaking off between two layers.
+const LONG_RUN: usize = 16;
 
 /// How to set up the executor.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +43,8 @@ pub struct CpuConfig {
     pub batch: usize,
     /// Cache pages, over all sequences.
     pub pages: usize,
+    /// Places for recurrent states, over all sequences.
+    pub states: usize,
     pub kv: KvFormat,
     /// Weights widened to f32, activations and cache in f32.
     pub exact: bool,
@@ -54,6 +62,9 @@ pub struct Cpu {
     buffers: Vec<Shared<f32>>, // by SlotInfo::buffer: (batch, width); empty where that holds u32
     ids: Vec<Shared<u32>>,     // the same, the other way round
     kv: Vec<KvCache>,
+    own_kv: Arc<[bool]>,      // by cache: filled here, not on another side
+    states: Vec<Shared<f32>>, // by state: (places, values)
+    own_states: Vec<StateId>,
     /// Norm weights and biases as f32, by weight id; empty for matrices.
     vectors: Vec<Vec<f32>>,
     partials: Shared<f32>,
@@ -120,6 +131,12 @@ impl Cpu {
         let of = |kind| plan.buffers().into_iter().map(move |buffer| values(buffer, kind));
         let buffers = of(SlotKind::F32).map(|n| Shared::zeroed(n, "activations")).collect::<Result<_, _>>()?;
         let ids = of(SlotKind::U32).map(|n| Shared::zeroed(n, "activations")).collect::<Result<_, _>>()?;
+        let own = plan.memories(|_, step| step.side == Side::Cpu);
+        let own_kv = (0..plan.kv.len() as u32).map(|id| own.contains(&Memory::Kv(KvId(id)))).collect();
+        let own_states = (0..plan.states.len() as u32).filter(|&id| own.contains(&Memory::State(StateId(id))));
+        let own_states: Vec<StateId> = own_states.map(StateId).collect();
+        let state = |state: &State| Shared::zeroed(state.values * config.states, "recurrent states");
+        let states = plan.states.iter().map(state).collect::<Result<_, _>>()?;
         let mut partials = 0;
         let mut narrow_heads = false;
         for step in &plan.steps {
@@ -157,6 +174,9 @@ impl Cpu {
             buffers,
             ids,
             kv,
+            own_kv,
+            states,
+            own_states,
             partials: Shared::zeroed(partials, "activations")?,
             angles,
             workers: (0..team.size()).map(|_| UnsafeCell::default()).collect(),
@@ -205,7 +225,8 @@ impl Cpu {
             + self.partials.len()
             + self.normed.len();
         let acts = 2 * self.normed.len(); // two kinds of int8, scales included
-        let cache: usize = self.kv.iter().map(KvCache::bytes).sum();
+        let states: usize = self.states.iter().map(|state| 4 * state.len()).sum();
+        let cache: usize = self.kv.iter().map(KvCache::bytes).sum::<usize>() + states;
         (4 * floats + acts + self.mixture.bytes() + cache) as u64
     }
 
@@ -215,6 +236,13 @@ impl Cpu {
 
     fn ids(&self, slot: Slot) -> &Shared<u32> {
         &self.ids[self.plan.slot(slot).buffer as usize]
+    }
+
+    /// Caches of a page group that steps of this side fill.
+    fn caches_of(&self, group: usize) -> impl Iterator<Item = usize> + use<> {
+        let plan = Arc::clone(&self.plan);
+        let mine = self.own_kv.clone();
+        (0..plan.kv.len()).filter(move |&at| mine[at] && plan.kv[at].group == group)
     }
 
     fn width(&self, slot: Slot) -> usize {
@@ -319,15 +347,30 @@ impl Backend for Cpu {
         }
         let this = &*self;
         let run = Run { cpu: this, env };
+        let halted = AtomicBool::new(false);
         this.team.run(|w| {
             this.prepare_angles(&run, w);
+            let mut layer = None;
             for step in &this.plan.steps[steps.clone()] {
+                if env.tokens.len() >= LONG_RUN && std::mem::replace(&mut layer, step.layer) != step.layer {
+                    // One worker looks, so that all of them leave at the same step.
+                    if w.index == 0 && env.is_stopped() {
+                        halted.store(true, Ordering::Relaxed);
+                    }
+                    w.barrier();
+                    if halted.load(Ordering::Relaxed) {
+                        return;
+                    }
+                }
                 let nothing_to_do = step.op.writes().first().is_some_and(|slot| run.rows(*slot) == 0);
                 if !nothing_to_do {
                     this.step(&run, w, &step.op);
                 }
             }
         });
+        if halted.into_inner() {
+            return Err(BackendError::Stopped);
+        }
         // How many tokens went by only the caller knows: others may compute their other steps.
         self.age_tier(0)
     }
@@ -356,9 +399,49 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn page_bytes(&self, group: usize) -> usize {
+        self.caches_of(group).map(|at| self.kv[at].page_bytes()).sum()
+    }
+
+    fn save_page(&mut self, group: usize, page: u32, out: &mut Vec<u8>) -> Result<(), BackendError> {
+        self.caches_of(group).for_each(|at| self.kv[at].save_page(page, out));
+        Ok(())
+    }
+
+    fn load_page(&mut self, group: usize, page: u32, mut bytes: &[u8]) -> Result<(), BackendError> {
+        for at in self.caches_of(group) {
+            bytes = self.kv[at].load_page(page, bytes);
+        }
+        Ok(())
+    }
+
+    fn state_bytes(&self) -> usize {
+        self.own_states.iter().map(|id| self.plan.states[id.0 as usize].bytes() as usize).sum()
+    }
+
+    fn save_state(&mut self, place: u32, out: &mut Vec<u8>) -> Result<(), BackendError> {
+        for id in &self.own_states {
+            let values = self.plan.states[id.0 as usize].values;
+            let at = place as usize * values;
+            out.extend_from_slice(bytemuck::cast_slice(&self.states[id.0 as usize].as_mut()[at..at + values]));
+        }
+        Ok(())
+    }
+
+    fn load_state(&mut self, place: u32, mut bytes: &[u8]) -> Result<(), BackendError> {
+        for id in &self.own_states {
+            let values = self.plan.states[id.0 as usize].values;
+            let at = place as usize * values;
+            let (here, rest) = bytes.split_at(4 * values);
+            let to = &mut self.states[id.0 as usize].as_mut()[at..at + values];
+            bytemuck::cast_slice_mut(to).copy_from_slice(here);
+            bytes = rest;
+        }
+        Ok(())
+    }
+
     fn copy_page(&mut self, group: usize, from: u32, to: u32) -> Result<(), BackendError> {
-        let caches = self.kv.iter_mut().zip(&self.plan.kv).filter(|(_, kv)| kv.group == group);
-        caches.for_each(|(cache, _)| cache.copy_page(from, to));
+        self.caches_of(group).for_each(|at| self.kv[at].copy_page(from, to));
         Ok(())
     }
 }

@@ -13,7 +13,7 @@ use crate::backend::KvFormat;
 use crate::experts::rates::Rates;
 use crate::experts::tier::Ram;
 use crate::gpu::{AdapterReport, Devices, Gpu, GpuConfig, GpuError, Handicap, Listing, dispatches, refusal, room};
-use crate::plan::{Memory, Move, Op, PAGE_TOKENS, Plan, Room, Side, Sides, Step, WeightId, place};
+use crate::plan::{Memory, Move, Op, PAGE_TOKENS, Plan, Room, Side, Sides, State, Step, WeightId, place};
 use crate::weights::Weights;
 
 /// Tokens that the caches have room for at the start, where experts give way as the context grows. Most chats stay below.
@@ -95,11 +95,18 @@ impl GpuShare {
     }
 }
 
+/// States that a running sequence holds at once: where it came from, what it leaves, what trails for rollback.
+const STATES_OF_A_SEQUENCE: usize = 8;
+/// Checkpoints that are worth keeping, whatever the budget.
+const MOST_STATES: usize = 4096;
+
 /// Sizes of a loaded model.
 #[derive(Clone, Copy, Debug)]
 pub struct Sizes {
     pub batch: usize,
     pub pages: usize,
+    /// Places for recurrent states.
+    pub states: usize,
     pub kv: KvFormat,
 }
 
@@ -109,7 +116,13 @@ impl Sizes {
         let context = config.context(plan);
         let kv = if config.exact { KvFormat::F32 } else { config.kv };
         let pages = context.div_ceil(PAGE_TOKENS) * config.sessions.max(1);
-        Sizes { batch: config.batch.clamp(1, context), pages, kv }
+        // Those of the runs themselves, and checkpoints as far as the budget goes.
+        let state_bytes: u64 = plan.states.iter().map(State::bytes).sum();
+        let afforded = config.state_bytes.checked_div(state_bytes).unwrap_or(0) as usize;
+        let least = config.sessions.max(1) * STATES_OF_A_SEQUENCE;
+        let states = if state_bytes > 0 { afforded.clamp(least, MOST_STATES.max(least)) } else { 0 };
+        let pages = pages + config.past_pages(plan, kv);
+        Sizes { batch: config.batch.clamp(1, context), pages, states, kv }
     }
 }
 
@@ -121,6 +134,8 @@ impl Outline {
 
     /// The placement that the configuration asks for.
     pub fn new(plan: &Arc<Plan>, config: &EngineConfig) -> Result<Outline, EngineError> {
+        // A GPU's memory is for what runs.
+        let config = &EngineConfig { past_bytes: 0, ..config.clone() };
         let gpu = &config.gpu;
         let devices = match &gpu.choice {
             GpuChoice::Off => return Ok(Outline::cpu(Arc::clone(plan))),

@@ -4,37 +4,50 @@
 //! what differs from what a session already holds is computed: `Session::sync` keeps the longest common prefix, so
 //! edits, regenerations and the turns of a chat cost their new tokens only.
 
+mod disk;
 mod gpu_rates;
 mod gpus;
 mod heat;
 mod hybrid;
-mod pages;
+mod memory;
+mod past;
+mod pool;
 mod record;
 mod rival;
+mod run;
 mod session;
 mod split;
+mod text;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+pub use disk::DiskOptions;
 pub use gpu_rates::{kept_gpu_rates, measure_gpu};
 pub use gpus::{GpuChoice, GpuOptions, GpuShare, Outline};
 pub use hybrid::{
     CacheReport, ExpertChoice, ExpertOptions, ExpertReport, Passing, Probe, Prompts, RivalProbe, Rooms, SlotPlan,
     WaveRoom,
 };
+pub use memory::{Memory, Usage};
+pub use past::Costs;
 pub use record::{expert_header, header_of, router_key};
-pub use session::{Session, Span, Wanted, advance};
+pub use run::{Rows, Span, Wanted, advance, advance_unless};
+pub use session::{Session, common_prefix};
 pub use split::Split;
+pub use text::Parted;
 
+use self::disk::Disk;
 use self::gpus::Sizes;
 use self::heat::{Known, Watch};
 use self::hybrid::{Hybrid, page_experts};
-use self::pages::Pages;
+use self::past::Want;
 use self::record::Recorder;
-use crate::backend::{Backend, BackendError, Env, KvFormat, Phase, PickLog, Seq, Token};
+use self::run::Results;
+use crate::backend::{Backend, BackendError, Env, KvFormat, Phase, PickLog, Seq, StateStep, Token};
+use crate::cache::CacheError;
 use crate::catalog::Home;
 use crate::cpu::{Cpu, CpuConfig, InputSums};
 use crate::experts::Rival;
@@ -87,6 +100,8 @@ pub enum EngineError {
     Unloaded,
     #[error("interrupted")]
     Interrupted,
+    #[error(transparent)]
+    Cache(#[from] CacheError),
 }
 
 impl EngineError {
@@ -115,8 +130,12 @@ pub struct EngineConfig {
     /// f32 activations and cache, weights widened to f32.
     pub exact: bool,
     pub rope: RopeOverride,
-    /// Timelines that may be full at once.
+    /// Sequences that may be full at once.
     pub sessions: usize,
+    /// Bytes of caches beyond what these need, for sequences that are over; only while no GPU holds caches.
+    pub past_bytes: u64,
+    /// Bytes of recurrent states, at most, as long as every running sequence has its own.
+    pub state_bytes: u64,
     /// Sum up the squared inputs of all matrices, for an importance matrix.
     pub observe_inputs: bool,
     /// A memory budget: experts beyond it stay on disk and are read when they are picked.
@@ -143,6 +162,13 @@ impl EngineConfig {
         }
     }
 
+    /// Pages for sequences that are over.
+    fn past_pages(&self, plan: &Plan, kv: KvFormat) -> usize {
+        let page = plan.kv_bytes_per_token(kv.bytes_per_value()) * PAGE_TOKENS as f64;
+        let on_cpu = plan.steps.iter().all(|step| step.side == Side::Cpu);
+        if on_cpu && page > 0.0 { (self.past_bytes as f64 / page) as usize } else { 0 }
+    }
+
     /// Tokens of context for this plan.
     fn context(&self, plan: &Plan) -> usize {
         self.context.unwrap_or(plan.context.min(DEFAULT_CONTEXT)).max(1)
@@ -166,6 +192,8 @@ impl Default for EngineConfig {
             exact: false,
             rope: RopeOverride::default(),
             sessions: 1,
+            past_bytes: 0,
+            state_bytes: 1 << 30,
             observe_inputs: false,
             gpu: GpuOptions::default(),
             experts: ExpertOptions::default(),
@@ -194,15 +222,12 @@ pub struct Engine {
     unplaced: Arc<Plan>,
     /// `None` after it could not be made again.
     backend: Option<Split>,
-    pages: Pages,
+    memory: Memory,
     context: usize,
     batch: usize,
     threads: usize,
-    logits: Vec<f32>, // (r, vocab) of the last run
-    best: Option<u32>,
+    results: Results,
     config: EngineConfig,
-    /// Rises when executors were replaced and what they cached is gone.
-    epoch: u32,
     input_sums: Option<Arc<InputSums>>,
     tier: Option<Arc<Tier>>,
     heat: Option<Watch>,
@@ -212,6 +237,9 @@ pub struct Engine {
     paged: Option<ExpertReport>,
     /// When the run before began, if every timeline got one token in it.
     began: Option<Instant>,
+    /// Requests wait beside the one that runs.
+    busy: bool,
+    disk: Option<Disk>,
 }
 
 impl Engine {
@@ -242,7 +270,8 @@ impl Engine {
                 Err(e) => return Err(e),
             };
         let context = config.context(&plan);
-        let Sizes { batch, pages, .. } = Sizes::new(&plan, &config);
+        let batch = Sizes::new(&plan, &config).batch;
+        let memory = sequence_memory(&plan, &config);
         let recorder = match (&config.trace, picks) {
             (Some(path), Some(log)) => Some(Recorder::create(path, &gguf, &plan, log)?),
             _ => None,
@@ -252,14 +281,12 @@ impl Engine {
             plan,
             unplaced,
             backend: Some(backend),
-            pages: Pages::new(pages),
+            memory,
             context,
             batch,
             threads: config.threads(),
-            logits: vec![],
-            best: None,
+            results: Results::default(),
             config,
-            epoch: 0,
             input_sums,
             tier,
             heat,
@@ -267,6 +294,8 @@ impl Engine {
             rival: Rival::default(),
             paged: None,
             began: None,
+            busy: false,
+            disk: None,
         })
     }
 
@@ -290,12 +319,12 @@ impl Engine {
     ) -> Result<(Arc<Plan>, Split, Observers), EngineError> {
         let outline = outline?;
         let plan = Arc::clone(&outline.plan);
-        let Sizes { batch, pages, kv } = Sizes::new(&plan, config);
+        let Sizes { batch, pages, states, kv } = Sizes::new(&plan, config);
         let weights = Weights::new(gguf.clone(), Arc::clone(&plan));
         let mut gpus = outline.open(&weights, config)?;
         let mut known = Known::read(gguf, &plan, config)?;
         let start = known.as_ref().and_then(|known| known.start.clone());
-        let cpu_config = CpuConfig { threads: config.threads(), batch, pages, kv, exact: config.exact };
+        let cpu_config = CpuConfig { threads: config.threads(), batch, pages, states, kv, exact: config.exact };
         let mut cpu = Cpu::new(weights.clone(), &cpu_config)?;
         let tier = match &config.tiers {
             // Vocabulary and the like come after this and are small.
@@ -362,6 +391,7 @@ impl Engine {
 
     /// Other executors; what the old ones cached is gone.
     fn replace(&mut self, outline: Outline) -> Result<(), EngineError> {
+        self.flush_to_disk();
         // Their memory is needed.
         (self.backend, self.tier, self.heat) = (None, None, None);
         let (plan, backend, Observers { input_sums, picks, tier, heat }) =
@@ -371,7 +401,8 @@ impl Engine {
         if let (Some(recorder), Some(picks)) = (&mut self.recorder, picks) {
             recorder.follow(picks);
         }
-        self.epoch += 1;
+        // What the old ones held is of no pool any more.
+        self.memory = sequence_memory(&self.plan, &self.config);
         Ok(())
     }
 
@@ -431,12 +462,6 @@ impl Engine {
         self.threads
     }
 
-    /// Runs the whole plan for these tokens and keeps the logits of `env.rows`: (r, vocab).
-    fn forward(&mut self, env: &Env) -> Result<(), EngineError> {
-        self.compute(env)?;
-        self.record(env)
-    }
-
     /// Appends the run to the trace, and to what is known of the experts, if there are such.
     fn record(&mut self, env: &Env) -> Result<(), EngineError> {
         if let Some(heat) = &mut self.heat {
@@ -445,49 +470,47 @@ impl Engine {
         self.recorder.as_mut().map_or(Ok(()), |recorder| recorder.run(env))
     }
 
-    /// As `forward`, without a word in the trace.
-    fn compute(&mut self, env: &Env) -> Result<(), EngineError> {
-        let backend = split(&mut self.backend)?;
-        backend.fit_cache(self.pages.in_use())?;
-        backend.begin(env)?;
-        backend.run(self.plan.sections.forward(), env)?;
-        backend.end(env)?;
-        self.logits.resize(env.rows.len() * self.plan.vocab, 0.0);
-        if !env.rows.is_empty() {
-            backend.read(self.plan.logits, &mut self.logits)?;
-        }
-        Ok(())
+    /// A sequence that already remembers as much of how these ids begin as others computed, all but the last at most.
+    pub fn attach(&mut self, ids: &[u32]) -> Session {
+        self.memory.attach(ids)
     }
 
-    /// Runs the whole plan for these tokens and keeps the id of the last row's largest logit.
-    fn forward_best(&mut self, env: &Env) -> Result<(), EngineError> {
-        let mut best = vec![None; env.rows.len()];
-        let backend = split(&mut self.backend)?;
-        backend.fit_cache(self.pages.in_use())?;
-        backend.begin(env)?;
-        backend.submit_best(self.plan.sections.forward(), env)?;
-        // While a GPU still computes.
-        backend.end(env)?;
-        backend.read_best(env, (self.plan.logits, self.plan.vocab), &mut best)?;
-        self.logits.clear();
-        self.best = best.last().copied().flatten();
-        self.record(env)
+    /// Tokens of how these ids begin that are remembered.
+    pub fn remembered(&self, ids: &[u32]) -> usize {
+        self.memory.kept(ids)
     }
 
-    /// The id of the largest logit of the last token that was run with `Wanted::Best`, the lowest of equals; `None` when
-    /// a logit was not finite.
-    pub fn best(&self) -> Option<u32> {
-        self.best
+    /// Lets others begin with what a sequence remembers, for as long as its memory is not needed for something that costs more
+    /// to compute again.
+    pub fn keep(&mut self, session: &Session) {
+        self.keep_said(session, &[]);
     }
 
-    /// The logits of the last token that was run, also when only the largest was wanted: (vocab).
-    pub fn last_logits(&mut self) -> Result<&mut [f32], EngineError> {
-        if self.logits.is_empty() {
-            self.logits.resize(self.plan.vocab, 0.0);
-            split(&mut self.backend)?.read(self.plan.logits, &mut self.logits)?;
-        }
-        let first = self.logits.len() - self.plan.vocab;
-        Ok(&mut self.logits[first..])
+    /// The same, with ids that were said behind it and are not computed: by its text all of it is found again.
+    pub fn keep_said(&mut self, session: &Session, said: &[u32]) {
+        self.memory.keep(session, said);
+        let Engine { memory, backend, disk, .. } = self;
+        let (costs, shape) = (memory.costs(), Arc::clone(memory.shape()));
+        memory.limit_tree(|past, victim| {
+            if let (Some(disk), Some(backend)) = (&disk, backend.as_mut()) {
+                disk.lose(backend, past, victim, &costs, &shape.windows);
+            }
+        });
+    }
+
+    /// Whether a sequence's memory is still there: it is gone where executors were replaced since.
+    pub fn holds(&self, session: &Session) -> bool {
+        session.is_of(&self.memory)
+    }
+
+    /// The memory of all sequences.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// Forgets all sequences that are over.
+    pub fn forget(&mut self) {
+        self.memory.clear();
     }
 
     /// Runs one batch step by step on a fresh timeline; `see` gets each step's index and the rows of every slot that it
@@ -501,18 +524,19 @@ impl Engine {
             return Err(EngineError::EmptyPrompt);
         }
         if ids.len() > self.batch {
-            return Err(EngineError::ContextFull { tokens: ids.len(), context: self.batch });
+            return Err(EngineError::BatchFull { tokens: ids.len(), batch: self.batch });
         }
-        let needed = ids.len().div_ceil(PAGE_TOKENS);
-        let pages = self.take_pages(needed)?;
+        let mut session = Session::new();
+        self.reserve(&mut session, ids.len())?;
         let tokens: Vec<Token> =
             ids.iter().enumerate().map(|(pos, &id)| Token { id, seq: 0, pos: pos as u32 }).collect();
         let rows: Vec<u32> = (0..ids.len() as u32).collect();
-        let tables: &[&[u32]] = &[&pages];
-        let env = Env { tokens: &tokens, rows: &rows, seqs: &[Seq::new(tables, Phase::Prompt)] };
-        let backend = split(&mut self.backend)?;
-        let begun = backend.fit_cache(self.pages.in_use()).and_then(|()| backend.begin(&env));
-        let mut result = begun.map_err(EngineError::from);
+        let tables: Vec<&[u32]> = session.tables.iter().map(|table| &table.numbers[..]).collect();
+        let state = if self.memory.shape().states { Some(self.take(Want::State)?) } else { None };
+        let state = state.as_ref().map(|to| StateStep { from: None, to: to.place() });
+        let seqs = [Seq { tables: &tables, state, phase: Phase::Prompt }];
+        let env = Env::new(&tokens, &rows, &seqs);
+        let mut result = self.fit_cache().and_then(|()| Ok(split(&mut self.backend)?.begin(&env)?));
         let mut values = vec![];
         let steps = if result.is_ok() { self.plan.sections.forward() } else { 0..0 };
         'steps: for at in steps {
@@ -532,7 +556,6 @@ impl Engine {
                 }
             }
         }
-        self.pages.give_back(pages);
         result
     }
 
@@ -540,9 +563,12 @@ impl Engine {
     pub fn finish_trace(&mut self) -> Result<(), EngineError> {
         self.recorder.take().map_or(Ok(()), Recorder::finish)
     }
+}
 
-    fn take_pages(&mut self, n: usize) -> Result<Vec<u32>, EngineError> {
-        self.pages.take(n).ok_or(EngineError::NoPages)
+impl Drop for Engine {
+    /// What is remembered goes to the disk.
+    fn drop(&mut self) {
+        self.flush_to_disk();
     }
 }
 
@@ -569,4 +595,11 @@ fn read_values(
 /// The executors that are in use.
 fn split(backend: &mut Option<Split>) -> Result<&mut Split, EngineError> {
     backend.as_mut().ok_or(EngineError::Unloaded)
+}
+
+/// Pools for the sequences of a loaded plan.
+fn sequence_memory(plan: &Plan, config: &EngineConfig) -> Memory {
+    let Sizes { pages, states, kv, .. } = Sizes::new(plan, config);
+    let bytes = plan.kv_bytes_per_token(kv.bytes_per_value()) * PAGE_TOKENS as f64;
+    Memory::new(plan, &vec![pages; plan.groups.len()], states, bytes as usize)
 }

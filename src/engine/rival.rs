@@ -19,7 +19,7 @@ use crate::plan::{PAGE_TOKENS, Plan, Side, Stage, stages};
 const MOST_CACHED: usize = 2048;
 
 impl Engine {
-    /// Before a run in which every timeline gets one generated token; `cached` tokens are in the caches of the longest.
+    /// Before a run of one generated token; `cached` tokens are in the caches, of all sequences.
     fn weigh(&mut self, cached: usize) -> Result<(), EngineError> {
         let now = Instant::now();
         // Without a token before this one there is nothing to weigh, and this may be the end of a prompt.
@@ -47,13 +47,19 @@ impl Engine {
         Ok(())
     }
 
-    /// Before new tokens are computed: `generated` says that every timeline gets one that continues it.
-    pub(super) fn before(&mut self, generated: bool, cached: usize) -> Result<(), EngineError> {
-        if generated {
-            return self.weigh(cached);
+    /// Before new tokens are computed: `alone` says that there is one, which was generated. While others wait there is no
+    /// trial, which would make all of them wait for what it computes again.
+    pub(super) fn before(&mut self, alone: bool) -> Result<(), EngineError> {
+        if alone && !self.busy {
+            return self.weigh(self.memory.held_tokens());
         }
         self.began = None;
         Ok(())
+    }
+
+    /// Says whether requests wait beside the one that runs.
+    pub fn set_busy(&mut self, busy: bool) {
+        self.busy = busy;
     }
 
     fn tell_rival(&self) {

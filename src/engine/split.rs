@@ -60,6 +60,11 @@ impl Split {
         self.hybrid.as_ref()
     }
 
+    /// Pages that caches which trade memory with experts have room for now; `None` when they do not.
+    pub fn cache_room(&self) -> Option<usize> {
+        self.hybrid.as_ref().and_then(Hybrid::cache_room)
+    }
+
     /// Before a run that uses the first `pages` pages: GPUs that page experts change the room of their caches when need be.
     pub fn fit_cache(&mut self, pages: usize) -> Result<(), BackendError> {
         self.hybrid.as_mut().map_or(Ok(()), |hybrid| hybrid.fit_cache(&mut self.gpus, pages))
@@ -236,6 +241,9 @@ impl Backend for Split {
             if here.is_empty() {
                 return Ok(());
             }
+            if env.is_stopped() {
+                return Err(BackendError::Stopped);
+            }
             match stage {
                 Stage::Run { side, wanted, .. } => self.run_stage(*side, here, wanted, env),
                 Stage::Move { from, to, slots, .. } => {
@@ -277,6 +285,40 @@ impl Backend for Split {
     fn write_u32(&mut self, slot: Slot, rows: &[u32]) -> Result<(), BackendError> {
         self.cpu.write_u32(slot, rows)?;
         self.gpus.iter_mut().filter(|gpu| gpu.has(slot)).try_for_each(|gpu| gpu.write_u32(slot, rows))
+    }
+
+    fn page_bytes(&self, group: usize) -> usize {
+        self.cpu.page_bytes(group) + self.gpus.iter().map(|gpu| gpu.page_bytes(group)).sum::<usize>()
+    }
+
+    fn save_page(&mut self, group: usize, page: u32, out: &mut Vec<u8>) -> Result<(), BackendError> {
+        self.cpu.save_page(group, page, out)?;
+        self.gpus.iter_mut().try_for_each(|gpu| gpu.save_page(group, page, out))
+    }
+
+    fn load_page(&mut self, group: usize, page: u32, bytes: &[u8]) -> Result<(), BackendError> {
+        let (here, mut rest) = bytes.split_at(self.cpu.page_bytes(group));
+        self.cpu.load_page(group, page, here)?;
+        for gpu in &mut self.gpus {
+            let (here, others) = rest.split_at(gpu.page_bytes(group));
+            gpu.load_page(group, page, here)?;
+            rest = others;
+        }
+        Ok(())
+    }
+
+    // No kernel of a GPU keeps a state yet: placement leaves such steps to the CPU.
+
+    fn state_bytes(&self) -> usize {
+        self.cpu.state_bytes()
+    }
+
+    fn save_state(&mut self, state: u32, out: &mut Vec<u8>) -> Result<(), BackendError> {
+        self.cpu.save_state(state, out)
+    }
+
+    fn load_state(&mut self, state: u32, bytes: &[u8]) -> Result<(), BackendError> {
+        self.cpu.load_state(state, bytes)
     }
 
     fn copy_page(&mut self, group: usize, from: u32, to: u32) -> Result<(), BackendError> {

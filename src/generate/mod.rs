@@ -1,28 +1,25 @@
-//! From a prompt to a stream of text: the only decode loops, for one request and for many at once.
+//! From a prompt to a stream of text: the only decode loop.
 //!
-//! Everything that produces text (run, chat, complete, serve) goes through `generate`: it syncs the session, samples,
-//! turns ids into whole characters and watches for the ends. `Batch` does the same for requests that come and go, with
-//! one run of the model for all of them. Nothing here prints or knows of templates.
+//! Everything that produces text goes through the scheduler: it finds what is remembered of a prompt, computes the rest,
+//! samples, turns ids into whole characters and watches for the ends. `generate` is a scheduler of one request. Nothing here
+//! prints or knows of templates.
 
-mod batch;
 pub mod repeats;
+mod scheduler;
 mod stream;
 
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-pub use batch::{Batch, Done, Job};
+pub use scheduler::{Cancel, Done, Job, PROMPT_BUDGET, Scheduler};
 
-use self::stream::Stream;
-use crate::engine::{Engine, EngineError, Session, Wanted};
+use crate::engine::{Engine, EngineError, Parted};
 use crate::sampler::{Sampler, SamplerError};
 use crate::tokenizer::Tokenizer;
 
 /// Why generation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum GenerateError {
-    #[error("{most} requests are running, as many as one run holds; finish one first or raise it with -b")]
-    Busy { most: usize },
     #[error(transparent)]
     Engine(#[from] EngineError),
     #[error(transparent)]
@@ -65,12 +62,16 @@ pub enum Finish {
 }
 
 /// What was done, for the user's statistics.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Summary {
     pub finish: Finish,
     pub prompt_tokens: usize,
-    /// Prompt tokens that the session already held.
+    /// Prompt tokens that were remembered.
     pub cached_tokens: usize,
+    /// Of these, what was read from disk.
+    pub disk_tokens: usize,
+    /// Where the prompt left a conversation that was remembered.
+    pub parted: Option<Parted>,
     pub generated_tokens: usize,
     /// Until the first token was known.
     pub prefill: Duration,
@@ -78,52 +79,22 @@ pub struct Summary {
     pub decode: Duration,
 }
 
-/// Continues `prompt` in the session. `on_event` may break off at any event; the session then holds what was computed.
+/// Continues a prompt. `on_event` may break off at any event; what was computed is remembered by the engine, for this prompt
+/// and for others that begin alike.
 pub fn generate(
     engine: &mut Engine,
-    session: &mut Session,
     tokenizer: &Tokenizer,
-    sampler: &mut Sampler,
+    sampler: Sampler,
     prompt: &[u32],
     limits: &Limits,
     mut on_event: impl FnMut(Event) -> ControlFlow<()>,
 ) -> Result<Summary, GenerateError> {
-    let start = Instant::now();
-    let held = session.ids().iter().zip(prompt).take_while(|(a, b)| a == b).count();
-    let mut summary = Summary {
-        finish: Finish::Length,
-        prompt_tokens: prompt.len(),
-        cached_tokens: held.min(prompt.len().saturating_sub(1)),
-        generated_tokens: 0,
-        prefill: Duration::ZERO,
-        decode: Duration::ZERO,
-    };
-    let synced = session.sync_with(engine, prompt, |done, total| on_event(Event::Prefill { done, total }));
-    let logits = match synced {
-        Err(EngineError::Interrupted) => {
-            summary.finish = Finish::Interrupted;
-            summary.prefill = start.elapsed();
-            return Ok(summary);
+    let mut scheduler = Scheduler::new(1);
+    scheduler.add(engine, tokenizer, Job { prompt: prompt.to_vec(), sampler, limits: limits.clone() })?;
+    loop {
+        let done = scheduler.step(engine, tokenizer, |_, event| on_event(event))?;
+        if let Some(done) = done.into_iter().next() {
+            return done.result;
         }
-        other => other?,
-    };
-    prompt.iter().for_each(|&id| sampler.accept(id));
-    let mut id = sampler.sample(logits)?;
-    summary.prefill = start.elapsed();
-    let decode_start = Instant::now();
-    let mut stream = Stream::new(limits, engine.context() - prompt.len());
-    summary.finish = loop {
-        if let Some(finish) = stream.push(tokenizer, sampler, id, &mut on_event) {
-            break finish;
-        }
-        let wanted = if sampler.takes_largest() { Wanted::Best } else { Wanted::Last };
-        session.decode(engine, id, wanted)?;
-        id = match engine.best().filter(|_| wanted == Wanted::Best) {
-            Some(best) => best,
-            None => sampler.sample(engine.last_logits()?)?,
-        };
-    };
-    summary.generated_tokens = stream.tokens();
-    summary.decode = decode_start.elapsed();
-    Ok(summary)
+    }
 }

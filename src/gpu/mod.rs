@@ -16,6 +16,7 @@ pub mod kernels;
 mod layout;
 mod matrix;
 mod ops;
+mod pages;
 mod pipelines;
 mod rates;
 pub mod room;
@@ -303,6 +304,18 @@ impl Backend for Gpu {
 
     fn write_u32(&mut self, slot: Slot, rows: &[u32]) -> Result<(), BackendError> {
         Ok(self.write_slot(slot, rows)?)
+    }
+
+    fn page_bytes(&self, group: usize) -> usize {
+        self.caches_of(group).map(|kv| kv.key_page_bytes + kv.value_page_bytes).sum::<u64>() as usize
+    }
+
+    fn save_page(&mut self, group: usize, page: u32, out: &mut Vec<u8>) -> Result<(), BackendError> {
+        Ok(self.save_cache_page(group, page, out)?)
+    }
+
+    fn load_page(&mut self, group: usize, page: u32, bytes: &[u8]) -> Result<(), BackendError> {
+        Ok(self.load_cache_page(group, page, bytes)?)
     }
 
     fn copy_page(&mut self, group: usize, from: u32, to: u32) -> Result<(), BackendError> {

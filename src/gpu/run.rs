@@ -13,7 +13,7 @@ use bytemuck::Pod;
 use super::Gpu;
 use super::device::Device;
 use super::error::GpuError;
-use super::ops::{KvBuffers, RunShape};
+use super::ops::RunShape;
 use super::pipelines::Recorder;
 use super::slots::View;
 use crate::backend::{BackendError, Env, NO_PAGE};
@@ -209,7 +209,7 @@ impl Gpu {
     }
 
     /// A buffer for reading back so many bytes: one that is free and large enough, or a new one.
-    fn host_buffer(&mut self, bytes: u64) -> Result<wgpu::Buffer, GpuError> {
+    pub(super) fn host_buffer(&mut self, bytes: u64) -> Result<wgpu::Buffer, GpuError> {
         let fits = self.spare.iter().enumerate().filter(|(_, buffer)| buffer.size() >= bytes);
         if let Some((at, _)) = fits.min_by_key(|(_, buffer)| buffer.size()) {
             return Ok(self.spare.swap_remove(at));
@@ -218,7 +218,7 @@ impl Gpu {
     }
 
     /// Keeps a host buffer for the next time; of too many, the smallest goes.
-    fn keep(&mut self, host: wgpu::Buffer) {
+    pub(super) fn keep(&mut self, host: wgpu::Buffer) {
         host.unmap();
         self.spare.push(host);
         if self.spare.len() > SPARE_BUFFERS
@@ -437,26 +437,6 @@ impl Gpu {
         self.counters.written_bytes += (pad.env.len() * 4 + pad.angles.len() * 8) as u64;
         Ok(())
     }
-
-    /// Copies a page of every cache of a group here.
-    pub(super) fn copy_cache_page(&mut self, group: usize, from: u32, to: u32) -> Result<(), GpuError> {
-        if from == to {
-            return Ok(());
-        }
-        let mut encoder = self.device.wgpu().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        let in_group = |(kv, buffers)| -> Option<&KvBuffers> { if kv == group { buffers } else { None } };
-        let groups = self.plan.kv.iter().map(|kv| kv.group);
-        for kv in groups.zip(self.kv.iter().map(Option::as_ref)).filter_map(in_group) {
-            for (buffer, bytes) in [(&kv.keys, kv.key_page_bytes), (&kv.values, kv.value_page_bytes)] {
-                // A buffer can not be copied to itself: each page goes through scratch memory.
-                encoder.copy_buffer_to_buffer(buffer, u64::from(from) * bytes, &self.page, 0, bytes);
-                encoder.copy_buffer_to_buffer(&self.page, 0, buffer, u64::from(to) * bytes, bytes);
-            }
-        }
-        self.device.queue().submit([encoder.finish()]);
-        self.counters.submits += 1;
-        self.device.check()
-    }
 }
 
 impl ReadBack {
@@ -480,7 +460,10 @@ fn forget(pending: &mut Vec<ReadBack>, slot: Slot, device: &Device) -> Result<()
     Ok(())
 }
 
-fn map_on_submit(encoder: &wgpu::CommandEncoder, host: &wgpu::Buffer) -> Receiver<Result<(), wgpu::BufferAsyncError>> {
+pub(super) fn map_on_submit(
+    encoder: &wgpu::CommandEncoder,
+    host: &wgpu::Buffer,
+) -> Receiver<Result<(), wgpu::BufferAsyncError>> {
     let (send, mapped) = channel();
     encoder.map_buffer_on_submit(host, wgpu::MapMode::Read, .., move |result| {
         // Nobody listens when the values are not read.

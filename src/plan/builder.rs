@@ -169,9 +169,9 @@ impl<'a> Builder<'a> {
         RopeId(at as u32)
     }
 
-    /// A cache for the current layer. All share their page tables.
+    /// A cache for the current layer. Caches of one window share their page tables.
     pub fn kv(&mut self, kv_heads: usize, head_dim: usize, window: Option<u32>) -> KvId {
-        let group = PageGroup { window: None };
+        let group = PageGroup { window };
         let at = self.groups.iter().position(|known| *known == group).unwrap_or_else(|| {
             self.groups.push(group);
             self.groups.len() - 1

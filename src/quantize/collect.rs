@@ -20,7 +20,7 @@ pub fn read_chunk(
 ) -> Result<(), EngineError> {
     let mut session = Session::new();
     let result = session.extend(engine, ids, Wanted::All, see);
-    session.clear(engine);
+    session.clear();
     result
 }
 

@@ -230,6 +230,17 @@ impl Tokenizer {
     }
 
     /// The token that is spelled like this in the file, such as `<|im_end|>`.
+    /// Appends a token's bytes so that texts can be told apart by them: a text token's own, and for a special token bytes that
+    /// no text has, so that text which only spells it is another.
+    pub fn spell_apart(&self, id: u32, out: &mut Vec<u8>) {
+        if self.is_special(id) {
+            out.push(0xff);
+            out.extend(id.to_le_bytes());
+        } else {
+            out.extend_from_slice(self.token_bytes(id));
+        }
+    }
+
     pub fn token_id(&self, text: &str) -> Option<u32> {
         self.index.find(&self.texts, text.as_bytes())
     }

@@ -7,8 +7,10 @@ pub mod wide;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use rynd::backend::KvFormat;
 use rynd::engine::{Devices, Engine, EngineConfig, GpuChoice, GpuOptions, Session, Wanted};
 use rynd::gguf::{Gguf, Writer};
+use rynd::gpu::room;
 use rynd::plan::{self, Op};
 use serde_json::Value;
 
@@ -69,7 +71,7 @@ pub fn all_logits(engine: &mut Engine, prompt: &[u32]) -> Vec<f32> {
             ControlFlow::Continue(())
         })
         .unwrap();
-    session.clear(engine);
+    session.clear();
     all
 }
 
@@ -87,7 +89,7 @@ pub fn greedy(engine: &mut Engine, prompt: &[u32], n: usize) -> Vec<u32> {
         };
         answer.push(argmax(logits));
     }
-    session.clear(engine);
+    session.clear();
     answer
 }
 
@@ -199,4 +201,17 @@ pub fn gpu_options() -> Option<GpuOptions> {
         return None;
     }
     Some(GpuOptions { choice: GpuChoice::These(vec![0]), ..GpuOptions::default() })
+}
+
+/// Bytes of a GPU with room for the whole f32 cache of these pages and for this part of the experts beside it.
+pub fn gpu_budget(engine: &Engine, batch: usize, pages: usize, part: f64) -> u64 {
+    let plan = engine.plan();
+    let mut bytes = room::activation_bytes(plan, batch);
+    bytes += plan.kv.iter().map(|kv| room::cache_bytes(kv, KvFormat::F32, pages)).sum::<u64>();
+    for weight in &plan.weights {
+        let bytes_there = room::weight_bytes(weight);
+        bytes += if weight.experts > 1 { (bytes_there as f64 * part) as u64 } else { bytes_there };
+    }
+    // What placement keeps back for allocators.
+    bytes + bytes / 999
 }

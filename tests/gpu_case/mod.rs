@@ -249,7 +249,7 @@ impl Case {
     pub fn cpu(&self, batch: usize, pages: usize, kv: KvFormat) -> Cpu {
         // Exact mode widens the cache to f32: attention cases have no products and can do without.
         let exact = self.plan.kv.is_empty();
-        Cpu::new(self.weights().clone(), &CpuConfig { threads: 1, batch, pages, kv, exact }).unwrap()
+        Cpu::new(self.weights().clone(), &CpuConfig { threads: 1, batch, pages, states: 0, kv, exact }).unwrap()
     }
 
     pub fn gpu(&self, batch: usize, pages: usize, setting: &Setting) -> Option<Gpu> {
@@ -279,7 +279,7 @@ impl Case {
         let tokens: Vec<Token> =
             (0..tokens as u32).map(|i| Token { id: (i * 7919 + 99) % self.vocab as u32, seq: 0, pos: i }).collect();
         let seqs = [Seq::new(&[&[2, 0, 1, 3]], Phase::Decode)];
-        let env = Env { tokens: &tokens, rows: &rows, seqs: &seqs };
+        let env = Env::new(&tokens, &rows, &seqs);
         let inputs = self.fill(tokens.len(), 1);
         for (slot, values) in &inputs {
             cpu.write(*slot, values).unwrap();
@@ -317,7 +317,7 @@ impl Case {
             let tokens: Vec<Token> = (0..n as u32).map(|j| Token { id: 0, seq: 0, pos: pos + j }).collect();
             let tables: [&[u32]; 1] = [&table];
             let seqs = [Seq::new(&tables, Phase::Decode)];
-            let env = Env { tokens: &tokens, rows: &[], seqs: &seqs };
+            let env = Env::new(&tokens, &[], &seqs);
             for (slot, values) in self.fill(n, i as u64 + 1) {
                 cpu.write(slot, &values).unwrap();
                 gpu.write(slot, &values).unwrap();

@@ -215,14 +215,18 @@ fn each_turn_computes_only_its_new_tokens() {
         let new = tokens(if turn == 0 { opening } else { &between });
         // The last token of an answer was chosen but not read yet.
         let unread = usize::from(turn > 0);
-        let line = format!("prompt    {} tokens: {held} cached, {} computed", held + new + unread, new + unread);
+        let line = format!(
+            "prompt    {} tokens: {held} remembered, 0 from disk, {} computed",
+            held + new + unread,
+            new + unread
+        );
         t.wait_for(&line);
         held += new + unread + 23;
-        t.wait_for(&format!("context   {held} of 2048 tokens used"));
+        t.wait_for(&format!("context   {} of 2048 tokens used", held + 1));
     }
     t.line("/regen");
     t.line("/stats");
-    t.wait_for(&format!("prompt    {} tokens: {} cached, 1 computed", held - 23, held - 24));
+    t.wait_for(&format!("prompt    {} tokens: {} remembered, 0 from disk, 1 computed", held - 23, held - 24));
     t.wait_for("read by the CPU where they lie");
     assert_eq!(t.leave(), 0);
 }

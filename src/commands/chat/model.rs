@@ -81,7 +81,8 @@ impl Source {
             let engine = load::start(gguf.clone(), &flags.config());
             (tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), engine)
         });
-        let (tokenizer, engine) = (tokenizer?, engine?);
+        let (tokenizer, mut engine) = (tokenizer?, engine?);
+        flags.keep_on_disk(&mut engine, &tokenizer);
         let (template, note) = self.template(name, &gguf, &tokenizer, entry)?;
         Ok(Model {
             name: name.to_owned(),

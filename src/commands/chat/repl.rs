@@ -18,7 +18,7 @@ use super::screen::{Look, Quiet, Screen, remark, say};
 use super::session::{Chat, Step};
 use super::slash::{self, Slash};
 use super::transcript::Transcript;
-use super::{external, paint, settings, stats};
+use super::{external, kept, paint, settings, stats};
 use crate::generate::{Finish, Summary};
 
 /// A chat at a terminal.
@@ -186,6 +186,7 @@ impl<'a> Repl<'a> {
     fn command(&mut self, command: Slash) -> Result<()> {
         match command {
             Slash::Help => say(slash::help().trim_end())?,
+            Slash::Chats => say(paint::harmless(&kept::list()?).trim_end())?,
             Slash::Stats => say(stats::report(&self.chat).trim_end())?,
             Slash::Set("") => say(settings::show(&self.chat)?.trim_end())?,
             Slash::Set(text) => settings::set(&mut self.chat, text)?,

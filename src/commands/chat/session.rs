@@ -1,21 +1,21 @@
-//! A chat in progress: a conversation, the model that answers it and the timeline that holds what it has read.
+//! A chat in progress: a conversation and the model that answers it.
 //!
-//! Every answer renders the whole conversation and syncs the timeline with it, which computes only what is new. A
+//! Every answer renders the whole conversation, of which the model computes only what it does not remember. A
 //! conversation that outgrows the context loses its oldest turns, down to three quarters of the context at once: each
 //! loss moves all that follows, which must be read again, so it should be rare.
 
+use std::io::Write;
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 
 use super::super::load::{self, EngineFlags};
 use super::super::sampling::SamplingFlags;
 use super::conversation::Conversation;
-use super::known::Known;
 use super::model::{Model, Source};
 use super::transcript::Transcript;
 use crate::chat::Message;
-use crate::engine::Session;
 use crate::generate::{Event, Finish, Limits, Summary, generate};
 use crate::sampler::{Sampler, SamplerConfig};
 
@@ -43,8 +43,9 @@ pub struct Chat {
     pub answer_tokens: Option<usize>,
     /// Of the last answer.
     pub last: Option<Summary>,
-    session: Session,
-    known: Known,
+    /// Written anew after every answer.
+    pub files: Vec<PathBuf>,
+    used: usize, // tokens of the last prompt and its answer
     answers: u64,
 }
 
@@ -52,8 +53,7 @@ impl Chat {
     pub fn new(model: Model, sampling: SamplingFlags, answer_tokens: Option<usize>, system: Option<&str>) -> Chat {
         let system = system.map(str::to_owned).or_else(|| model.system.clone());
         let conversation = Conversation::new(system.filter(|text| !text.is_empty()), vec![]);
-        let (session, known) = (Session::new(), Known::default());
-        Chat { model, conversation, sampling, answer_tokens, last: None, session, known, answers: 0 }
+        Chat { model, conversation, sampling, answer_tokens, last: None, files: vec![], used: 0, answers: 0 }
     }
 
     /// The sampler's settings as they are now.
@@ -61,16 +61,15 @@ impl Chat {
         self.sampling.config_over(self.model.sampling.clone())
     }
 
-    /// Tokens that the timeline holds.
+    /// Tokens of the context that the last answer took.
     pub fn used_tokens(&self) -> usize {
-        self.session.ids().len()
+        self.used
     }
 
     /// Goes on with another model; if it can not be loaded, nothing changes.
     pub fn switch(&mut self, source: &Source, name: &str, flags: &EngineFlags) -> Result<()> {
         self.model = source.load(name, flags)?;
-        self.session = Session::new();
-        self.known.clear();
+        self.used = 0;
         self.conversation.remember();
         self.last = None;
         Ok(())
@@ -114,31 +113,39 @@ impl Chat {
         // Asked again, the same question should get another answer, and the same whole chat the same ones.
         config.seed = config.seed.map(|seed| seed.wrapping_add(self.answers));
         self.answers += 1;
-        let mut sampler = Sampler::new(config)?;
+        let sampler = Sampler::new(config)?;
         let limits = Limits { tokens: self.answer_tokens, ..Limits::default() };
-        let (mut text, mut ids) = (String::new(), vec![]);
+        let mut text = String::new();
         let model = &mut self.model;
         let tokenizer = &model.tokenizer;
-        let summary =
-            generate(&mut model.engine, &mut self.session, tokenizer, &mut sampler, &prompt, &limits, |event| {
-                match event {
-                    Event::Prefill { done, total } => see(Step::Reading { done, total }),
-                    Event::Token(id) => {
-                        ids.push(id);
-                        ControlFlow::Continue(())
-                    }
-                    Event::Text(new) => {
-                        text.push_str(new);
-                        see(Step::Text(new))
-                    }
-                }
-            })?;
-        self.last = Some(summary);
+        let summary = generate(&mut model.engine, tokenizer, sampler, &prompt, &limits, |event| match event {
+            Event::Prefill { done, total } => see(Step::Reading { done, total }),
+            Event::Token(_) => ControlFlow::Continue(()),
+            Event::Text(new) => {
+                text.push_str(new);
+                see(Step::Text(new))
+            }
+        })?;
+        self.used = summary.prompt_tokens + summary.generated_tokens;
+        self.last = Some(summary.clone());
         if summary.finish != Finish::Interrupted || !text.is_empty() {
-            self.known.answered(tokenizer, &text, &ids);
             self.conversation.answer(&text);
+            self.save();
         }
         Ok(summary)
+    }
+
+    /// Writes the chat's files; one that can not be written is told once and left alone.
+    fn save(&mut self) {
+        let transcript = self.transcript();
+        self.files.retain(|path| match transcript.save(path) {
+            Ok(()) => true,
+            Err(e) => {
+                // A lost warning is no reason to fail.
+                let _ = writeln!(std::io::stderr(), "rynd: warning: this chat is not kept: {e:#}");
+                false
+            }
+        });
     }
 
     /// The prompt's ids, after leaving out as many of the oldest turns as it takes.
@@ -169,6 +176,6 @@ impl Chat {
         let messages = self.conversation.prompt();
         let prompt = load::prompt(&self.model.template, &self.model.tokenizer, &messages, self.model.parse_special);
         let prompt = prompt.with_context(|| format!("{} can not read this conversation", self.model.name))?;
-        Ok(self.known.encode(&self.model.tokenizer, &prompt).to_vec())
+        Ok(self.model.engine.encode_prompt(&self.model.tokenizer, &prompt))
     }
 }

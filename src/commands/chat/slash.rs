@@ -19,6 +19,7 @@ pub enum Slash<'a> {
     Read(&'a str),
     Set(&'a str),
     Stats,
+    Chats,
     Model(&'a str),
     Quit,
 }
@@ -35,6 +36,7 @@ pub const COMMANDS: &[(&str, &str, &str)] = &[
     ("load", "FILE", "go on with a saved chat"),
     ("read", "FILE", "send a file with the next message, as @FILE in it does"),
     ("set", "[KEY=VALUE]", "show the sampling settings or change some"),
+    ("chats", "", "chats that are kept; 'rynd chat --resume' goes on with one"),
     ("stats", "", "speed, context, memory, and where the weights lie"),
     ("model", "[NAME]", "go on with another model, or list those that are here"),
     ("quit", "", "leave, as Ctrl-D does"),
@@ -73,6 +75,7 @@ pub fn parse(line: &str) -> Result<Option<Slash<'_>>> {
         "load" => Slash::Load(file),
         "read" => Slash::Read(file),
         "set" => Slash::Set(argument),
+        "chats" => Slash::Chats,
         "stats" => Slash::Stats,
         "model" => Slash::Model(argument),
         "quit" | "exit" => Slash::Quit,
@@ -87,7 +90,14 @@ pub fn parse(line: &str) -> Result<Option<Slash<'_>>> {
     };
     let takes_none = matches!(
         command,
-        Slash::Help | Slash::Regen | Slash::Undo | Slash::Edit | Slash::Clear | Slash::Stats | Slash::Quit
+        Slash::Help
+            | Slash::Chats
+            | Slash::Regen
+            | Slash::Undo
+            | Slash::Edit
+            | Slash::Clear
+            | Slash::Stats
+            | Slash::Quit
     );
     if takes_none && !argument.is_empty() {
         bail!("/{name} takes no argument");

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::super::memory::Memory;
-use super::super::numbers;
+use super::super::{numbers, reuse};
 use super::session::Chat;
 use crate::generate::Finish;
 
@@ -19,13 +19,15 @@ pub fn report(chat: &Chat) -> String {
         Some(last) => {
             let computed = last.prompt_tokens - last.cached_tokens;
             let prompt = format!(
-                "{} tokens: {} cached, {computed} computed in {}, {:.1} tok/s",
-                last.prompt_tokens,
-                last.cached_tokens,
+                "{} in {}, {:.1} tok/s",
+                reuse::tokens(last),
                 numbers::duration(last.prefill),
                 numbers::rate(computed, last.prefill)
             );
             line("prompt", prompt);
+            if let Some(parted) = reuse::parted(last, &chat.model.tokenizer) {
+                line("", parted);
+            }
             // The first token comes with the prompt; an end token was computed for, but is no part of the answer.
             let runs = match last.finish {
                 Finish::End => last.generated_tokens,

@@ -24,8 +24,8 @@ use super::sandbox::{Outcome, Sandbox};
 use crate::chat::{Message, Template};
 use crate::commands::load::{self, EngineFlags, ModelOrDefault};
 use crate::commands::{input, interrupt};
-use crate::engine::{Engine, EngineConfig, Session};
-use crate::generate::{Batch, Done, Event, Finish, Job, Limits};
+use crate::engine::{Engine, EngineConfig};
+use crate::generate::{Done, Event, Finish, Job, Limits, Scheduler};
 use crate::sampler::{Sampler, SamplerConfig};
 use crate::tokenizer::Tokenizer;
 
@@ -147,13 +147,14 @@ struct Evaluation<'a> {
 impl Evaluation<'_> {
     /// Answers and tests every pending problem, or what Ctrl-C leaves time for.
     fn all(&mut self, engine: &mut Engine, parallel: usize, verdicts: &Receiver<Verdict>) -> Result<()> {
-        let mut batch = Batch::new();
+        let mut batch = Scheduler::new(parallel);
         self.show();
         while !interrupt::asked() && (!self.pending.is_empty() || !batch.is_empty()) {
             while batch.len() < parallel
                 && let Some(problem) = self.pending.pop_front()
             {
-                let id = batch.add(engine, self.prompts.job(&problem, self.arguments.tokens)?)?;
+                let id =
+                    batch.add(engine, self.prompts.tokenizer, self.prompts.job(&problem, self.arguments.tokens)?)?;
                 self.growing.insert(id, (problem, String::new()));
             }
             let growing = &mut self.growing;
@@ -167,7 +168,7 @@ impl Evaluation<'_> {
                 if interrupt::asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             })?;
             for done in done {
-                self.test(engine, done)?;
+                self.test(done)?;
             }
             while let Some(verdict) = next(verdicts)? {
                 self.record(verdict?)?;
@@ -182,8 +183,7 @@ impl Evaluation<'_> {
     }
 
     /// Starts the tests of a finished answer on a thread of its own.
-    fn test(&mut self, engine: &mut Engine, mut done: Done) -> Result<()> {
-        done.session.clear(engine);
+    fn test(&mut self, done: Done) -> Result<()> {
         let Some((problem, answer)) = self.growing.remove(&done.id) else { return Ok(()) };
         let summary = done.result?;
         let (code, closed) = first_block(&answer);
@@ -255,7 +255,6 @@ impl Prompts<'_> {
         );
         let prompt = load::prompt(self.template, self.tokenizer, &[Message::user(&question)], false)?;
         Ok(Job {
-            session: Session::new(),
             prompt: self.tokenizer.encode_rendered(&prompt),
             sampler: Sampler::new(SamplerConfig::greedy())?,
             limits: Limits { tokens: Some(tokens), ..Limits::default() },

@@ -61,10 +61,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let go_on = || if interrupt::asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
     let mut interrupted = false;
     if arguments.tokens > 0 {
-        let mut sampler = arguments.sampling.sampler(engine.plan().vocab)?;
+        let sampler = arguments.sampling.sampler(engine.plan().vocab)?;
         let limits = Limits { tokens: Some(arguments.tokens), ..Limits::default() };
-        let mut session = Session::new();
-        let summary = generate(&mut engine, &mut session, &tokenizer, &mut sampler, &ids, &limits, |_| {
+        let summary = generate(&mut engine, &tokenizer, sampler, &ids, &limits, |_| {
             bar.inc(1);
             go_on()
         })?;
@@ -80,7 +79,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             if !interrupted {
                 read?;
             }
-            session.clear(&mut engine);
+            session.clear();
             if interrupted {
                 break;
             }

@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use super::documents::Documents;
 use super::wire::{Client, Failure, REQUEST_CANCELLED, REQUEST_FAILED};
-use crate::complete::{CompleteError, Completer, Neighbours, Options, Recent, Request};
+use crate::complete::{self, CompleteError, Neighbours, Options, Recent, Request};
 use crate::engine::Engine;
 use crate::generate::Finish;
 use crate::tokenizer::Tokenizer;
@@ -186,7 +186,6 @@ pub struct Worker {
 /// What is kept from one request to the next.
 #[derive(Default)]
 struct Memory {
-    completer: Completer,
     neighbours: Neighbours,
     recent: Recent,
 }
@@ -240,7 +239,7 @@ impl Worker {
         for candidate in 0..self.candidates as u64 {
             options.sampling.seed = self.options.sampling.seed.map(|seed| seed.wrapping_add(candidate));
             let stopped = || task.stop.is_set();
-            let found = memory.completer.complete(&mut self.engine, &self.tokenizer, &request, &options, stopped)?;
+            let found = complete::complete(&mut self.engine, &self.tokenizer, &request, &options, stopped)?;
             self.log(format_args!(
                 "request {}: {} prompt tokens, {} computed, {} generated, {} ms{}",
                 task.id,

@@ -44,6 +44,11 @@ impl Hybrid {
         Ok(())
     }
 
+    /// Pages that the caches have room for now, when that can change.
+    pub fn cache_room(&self) -> Option<usize> {
+        (self.stages.len() > 1).then(|| self.stages[self.stage].pages)
+    }
+
     /// Counts of the cache, when its size can change.
     pub(super) fn cache_report(&self) -> Option<CacheReport> {
         (self.stages.len() > 1).then_some(self.cache)

@@ -475,21 +475,25 @@ impl Hybrid {
                 self.pager.scores_mut().end_step();
             }
             self.pager.end_token(prompt);
-        }
-        if generated == 0 {
-            return Ok(());
+            if !prompt {
+                self.promote();
+            }
         }
         self.token += generated;
-        if self.options.probe.churn {
+        if generated > 0 && self.options.probe.churn {
             self.churn();
         }
+        Ok(())
+    }
+
+    /// Sends for what should move after a generated token.
+    fn promote(&mut self) {
         let waiting: usize = self.uploads.iter().map(|uploads| uploads.open).sum();
         let a_token = self.pager.grid().layers() * self.pager.grid().used;
         if waiting <= BACKLOG * a_token && !matches!(self.verdict, Some(Verdict::SwitchedOff { .. })) {
             let promotions = self.pager.decide(u64::MAX);
             self.send(promotions);
         }
-        Ok(())
     }
 
     /// The guard's last word, when it has one.
