@@ -11,12 +11,39 @@ use std::ops::ControlFlow;
 
 use golden_case::{all_logits, check_as, check_deep, exact, fixture, furthest, ids, load, npy, reference};
 use rynd::backend::KvFormat;
-use rynd::engine::{Engine, EngineConfig, Session};
+use rynd::engine::{Engine, EngineConfig, Session, Wanted};
 use rynd::models::RopeOverride;
 use serde_json::Value;
 
 fn check(model: &str, tolerance: f32) {
     check_as(model, tolerance, &exact());
+}
+
+/// Logits of prompts that are cut into runs: of one size, and at every place.
+fn check_cuts(model: &str, tolerance: f32) {
+    let reference = reference(model);
+    let [short, long] = ["short", "long"].map(|prompt| ids(&reference["prompts"][prompt]["ids"]));
+    let [all, last] = ["short", "long_last"].map(|name| npy(&format!("models/{model}/logits_{name}.npy")));
+    for batch in [1, 7, 64] {
+        let mut engine = load(model, &EngineConfig { batch, ..exact() });
+        let off = furthest(&all_logits(&mut engine, &short), &all);
+        assert!(off <= tolerance, "{model}, batch {batch}: short logits are {off} off");
+        let off = furthest(Session::new().sync(&mut engine, &long).unwrap(), &last);
+        assert!(off <= tolerance, "{model}, batch {batch}: long logits are {off} off");
+    }
+    let mut engine = load(model, &exact());
+    for cut in 1..short.len() {
+        let (mut session, mut found) = (Session::new(), vec![]);
+        for ids in [&short[..cut], &short[cut..]] {
+            let see = |_, logits: &[f32]| {
+                found.extend_from_slice(logits);
+                ControlFlow::Continue(())
+            };
+            session.extend(&mut engine, ids, Wanted::All, see).unwrap();
+        }
+        let off = furthest(&found, &all);
+        assert!(off <= tolerance, "{model}, cut at {cut}: logits are {off} off");
+    }
 }
 
 #[test]
@@ -63,6 +90,12 @@ fn mixtral_equals_its_reference() {
 #[test]
 fn gemma3_equals_its_reference() {
     check("gemma3", 5e-4);
+}
+
+#[test]
+fn lfm2moe_equals_its_reference() {
+    check("lfm2moe", 5e-4);
+    check_cuts("lfm2moe", 5e-4);
 }
 
 #[test]

@@ -20,6 +20,9 @@ use rynd::tokenizer::{Tokenizer, Vocab};
 
 const CLOSE: f32 = 5e-4;
 
+/// Models whose sequences remember more than keys and values.
+const STATES: [&str; 1] = ["lfm2moe"];
+
 /// splitmix64: repeatable, and good enough to pick operations.
 struct Random(u64);
 
@@ -254,7 +257,9 @@ fn trial(what: &str, model: &str, config: &EngineConfig, seed: u64, steps: usize
 #[test]
 fn random_histories_compute_what_fresh_runs_compute_and_give_everything_back() {
     // The windowed one computes most: what a window lost is computed again.
-    for (seed, (model, steps)) in [("qwen2", 9500), ("qwen3moe", 9500), ("gemma3", 1500)].into_iter().enumerate() {
+    for (seed, (model, steps)) in
+        [("qwen2", 9500), ("qwen3moe", 9500), ("gemma3", 1500), ("lfm2moe", 4000)].into_iter().enumerate()
+    {
         // Eight sequences of a whole context could not all be full: the past must make way.
         trial("CPU", model, &config(64, 8), seed as u64, steps);
     }
@@ -295,8 +300,42 @@ fn eight_sequences_over_one_history_take_its_memory_once() {
 }
 
 #[test]
+fn an_edit_of_a_model_with_states_computes_from_the_mark_before_it_and_no_more() {
+    for model in STATES {
+        let mut engine = load(model, &config(64, 4));
+        let mut fresh = load(model, &config(64, 1));
+        let text: Vec<u32> = ids(&reference(model)["prompts"]["long"]["ids"]).into_iter().cycle().take(240).collect();
+        // What a chat does: a mark behind every message.
+        let messages = [60, 75, 130, 205, 240];
+        for edited in [0, 59, 60, 61, 100, 130, 131, 204, 205, 239] {
+            let mut session = Session::new();
+            let mut from = 0;
+            for end in messages {
+                session.extend(&mut engine, &text[from..end], Wanted::None, |_, _| ControlFlow::Continue(())).unwrap();
+                from = end;
+            }
+            let mut ids = text.clone();
+            ids[edited] += 1;
+            let mut computed = 0;
+            let logits = session
+                .sync_with(&mut engine, &ids, |_, total| {
+                    computed = total;
+                    ControlFlow::Continue(())
+                })
+                .unwrap()
+                .to_vec();
+            let mark = messages.iter().rev().find(|&&mark| mark <= edited).copied().unwrap_or(0);
+            assert_eq!(computed, ids.len() - mark, "{model}, edited at {edited}");
+            let expected = Session::new().sync(&mut fresh, &ids).unwrap().to_vec();
+            let off = furthest(&logits, &expected);
+            assert!(off <= CLOSE, "{model}, edited at {edited}: logits are {off} off");
+        }
+    }
+}
+
+#[test]
 fn equal_runs_give_equal_bits_however_a_sequence_came_about() {
-    for model in ["qwen2", "qwen3moe", "gemma3"] {
+    for model in ["qwen2", "qwen3moe", "gemma3", "lfm2moe"] {
         let mut engine = load(model, &config(64, 4));
         let text: Vec<u32> = ids(&reference(model)["prompts"]["long"]["ids"]).into_iter().cycle().take(150).collect();
         let read = |engine: &mut Engine, session: &mut Session, ids: &[u32]| {

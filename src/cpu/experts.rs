@@ -51,6 +51,7 @@ impl Mixture {
                 | Op::RopeStore(_)
                 | Op::Attention(_)
                 | Op::GatedUp(_)
+                | Op::ShortConv(_)
                 | Op::TakeRows(_)
                 | Op::Move(_) => {}
             }

@@ -8,6 +8,7 @@ mod attention;
 mod dense;
 mod experts;
 mod kv;
+mod recurrent;
 mod router;
 mod sums;
 mod threads;
@@ -285,6 +286,7 @@ impl Cpu {
             Op::GatedUp(op) => self.gated_up(run, w, op),
             Op::Router(op) => self.router(run, w, op),
             Op::Experts(op) => self.run_experts(run, w, op),
+            Op::ShortConv(op) => self.short_conv(run, w, op),
             Op::TakeRows(op) => self.take_rows(run, w, op),
             // Values move between executors outside of a run.
             Op::Move(_) => {}
@@ -318,7 +320,13 @@ fn input_width(plan: &Plan) -> usize {
         Op::GatedUp(op) => plan.slot(op.x).width,
         Op::Router(op) => plan.slot(op.x).width,
         Op::Experts(op) => plan.slot(op.x).width,
-        Op::Embed(_) | Op::RmsNorm(_) | Op::RopeStore(_) | Op::Attention(_) | Op::TakeRows(_) | Op::Move(_) => 0,
+        Op::Embed(_)
+        | Op::RmsNorm(_)
+        | Op::RopeStore(_)
+        | Op::Attention(_)
+        | Op::ShortConv(_)
+        | Op::TakeRows(_)
+        | Op::Move(_) => 0,
     };
     plan.steps.iter().map(|step| width(&step.op)).max().unwrap_or(0)
 }
@@ -342,6 +350,8 @@ fn vectors(weights: &Weights) -> Vec<Vec<f32>> {
 impl Backend for Cpu {
     fn run(&mut self, steps: Range<usize>, env: &Env) -> Result<(), BackendError> {
         assert!(env.tokens.len() <= self.batch && env.rows.len() <= self.batch, "the engine cuts batches to size");
+        let remembered = self.plan.states.is_empty() || env.seqs.iter().all(|seq| seq.state.is_some());
+        assert!(remembered, "every sequence of a plan with states has one");
         if let Some(token) = env.tokens.iter().find(|token| token.id as usize >= self.plan.vocab) {
             return Err(BackendError::UnknownToken { id: token.id, vocab: self.plan.vocab });
         }

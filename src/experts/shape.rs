@@ -232,6 +232,10 @@ impl Keys<'_> {
                 let kernel = tensor.shape.first().copied().unwrap_or(1);
                 layer.state_bytes += 4 * (inner * state + kernel.saturating_sub(1) * rows);
             }
+            "shortconv.conv.weight" => {
+                let kernel = tensor.shape.first().copied().unwrap_or(1);
+                layer.state_bytes += 4 * kernel.saturating_sub(1) * rows;
+            }
             _ => {}
         }
         if part.contains("_exps.") && tensor.shape.len() == 3 {

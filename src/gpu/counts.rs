@@ -35,6 +35,8 @@ pub fn dispatches(plan: &Plan, op: &Op, bank_bytes: u64, pages: usize) -> usize 
             banks(Rows::Paired(op.gate, op.up)).div_ceil(EXPERT_BANKS) + one(op.down).div_ceil(EXPERT_BANKS)
         }
         Op::RmsNorm(_) | Op::RopeStore(_) | Op::TakeRows(_) => 1,
+        // Computed by the CPU, see `refusal`.
+        Op::ShortConv(_) => 0,
         Op::Move(_) => 0,
     }
 }

@@ -167,7 +167,7 @@ impl Prepared {
             Op::Attention(op) => attention::announce(setup, op.heads),
             Op::Router(op) => experts::announce_router(setup, op),
             Op::Experts(op) => experts::announce(setup, op),
-            Op::Embed(_) | Op::RmsNorm(_) | Op::RopeStore(_) | Op::TakeRows(_) | Op::Move(_) => {}
+            Op::Embed(_) | Op::RmsNorm(_) | Op::RopeStore(_) | Op::ShortConv(_) | Op::TakeRows(_) | Op::Move(_) => {}
         }
     }
 
@@ -191,6 +191,7 @@ impl Prepared {
                 Prepared::Experts(Box::new(Experts::new(setup, op, weights)?))
             }
             Op::TakeRows(op) => Prepared::TakeRows(TakeRows::new(setup, op)?),
+            Op::ShortConv(_) => return Err(recurrent(&plan.steps[step].op)),
             Op::Move(_) => Prepared::Move,
         })
     }
@@ -230,8 +231,16 @@ pub fn refusal(plan: &Plan, op: &Op, kv: KvFormat) -> Option<String> {
                 (plan.weight(op.gate).experts > experts::MAX_EXPERTS).then(|| "it has too many experts".to_owned())
             })
         }
+        Op::ShortConv(_) => Some(RECURRENT.to_owned()),
         Op::RmsNorm(_) | Op::TakeRows(_) | Op::Move(_) => None,
     }
+}
+
+/// Why placement leaves operations with a recurrent state on the CPU.
+const RECURRENT: &str = "its state lies with the CPU";
+
+fn recurrent(op: &Op) -> GpuError {
+    GpuError::Unsupported { what: format!("'{}'", op.name()), why: RECURRENT.to_owned() }
 }
 
 /// The bytes that a product over these formats reads is whatever the matrix holds: banks whole.

@@ -153,6 +153,7 @@ fn picks_of(op: &Op) -> Option<[Slot; 2]> {
         | Op::Attention(_)
         | Op::GatedUp(_)
         | Op::TakeRows(_)
+        | Op::ShortConv(_)
         | Op::Move(_) => None,
     }
 }

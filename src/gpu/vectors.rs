@@ -76,6 +76,12 @@ fn norms_of(op: &Op) -> Vec<Norm> {
         Op::Linear(op) => op.norm.into_iter().collect(),
         Op::GatedUp(op) => op.norm.into_iter().collect(),
         Op::RopeStore(op) => op.q_norm.into_iter().chain(op.k_norm).collect(),
-        Op::Embed(_) | Op::Attention(_) | Op::Router(_) | Op::Experts(_) | Op::TakeRows(_) | Op::Move(_) => vec![],
+        Op::Embed(_)
+        | Op::Attention(_)
+        | Op::Router(_)
+        | Op::Experts(_)
+        | Op::ShortConv(_)
+        | Op::TakeRows(_)
+        | Op::Move(_) => vec![],
     }
 }

@@ -23,13 +23,15 @@ pub fn attention(b: &mut Builder, hp: &Hyper, h: Slot, rope: RopeId) -> Result<(
     Ok(())
 }
 
-/// Pre-norm feed-forward with its residual: dense, or the mixture of experts where the layer has a router.
-pub fn feed_forward(b: &mut Builder, hp: &Hyper, h: Slot) -> Result<(), PlanError> {
+/// Pre-norm feed-forward with its residual: dense, or the mixture of experts where the layer has a router. A bias of the
+/// choice is used where the file has one.
+pub fn feed_forward(b: &mut Builder, hp: &Hyper, h: Slot, routing: Routing) -> Result<(), PlanError> {
     let norm = b.norm("ffn_norm.weight", hp.width, hp.eps)?;
     if hp.experts > 0 && b.has("ffn_gate_inp.weight") {
         let x = b.rms_norm(h, norm);
         let router = b.weight("ffn_gate_inp.weight", &[hp.width, hp.experts])?;
-        let picks = b.router(x, router, Routing::softmax(hp.experts_used))?;
+        let bias = b.optional_weight("exp_probs_b.bias", &[hp.experts])?;
+        let picks = b.router(x, router, Routing { bias, ..routing })?;
         b.add_experts(x, picks, [hp.width, hp.expert_ff, hp.experts, hp.experts_used], Activation::Silu, h)
     } else {
         let up = b.gated_up(h, Some(norm), hp.width, hp.ff, Activation::Silu)?;
@@ -47,9 +49,14 @@ pub fn embed(b: &mut Builder, hp: &Hyper, scale: f32) -> Result<Slot, PlanError>
 
 /// Final norm and output matrix over the rows that are wanted.
 pub fn head(b: &mut Builder, hp: &Hyper, h: Slot) -> Result<Outputs, PlanError> {
+    head_behind(b, hp, h, "output_norm.weight")
+}
+
+/// The same, where the file has another name for the final norm.
+pub fn head_behind(b: &mut Builder, hp: &Hyper, h: Slot, norm: &str) -> Result<Outputs, PlanError> {
     b.end_layers();
     let rows = b.take_rows(h);
-    let norm = b.norm("output_norm.weight", hp.width, hp.eps)?;
+    let norm = b.norm(norm, hp.width, hp.eps)?;
     let name = if b.has("output.weight") { "output" } else { "token_embd" };
     let out = b.part(name, hp.width, hp.vocab)?;
     b.linear(rows, Some(norm), vec![out]);

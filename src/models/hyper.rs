@@ -4,7 +4,7 @@
 //! `embedding_length / head_count`, a missing `rope.dimension_count` is the whole head.
 
 use crate::gguf::Gguf;
-use crate::plan::{Builder, Heads, PlanError, RopeLayout, RopeScaling, RopeTable};
+use crate::plan::{Builder, Heads, PlanError, RopeLayout, RopeScaling, RopeTable, Routing, Score};
 
 /// The user's rope flags; every `None` leaves what the file says.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +26,8 @@ pub struct Hyper {
     pub vocab: usize,
     pub context: usize, // tokens, after rope scaling
     pub heads: Heads,
+    /// By layer: whether it attends, or has a recurrent state in place of a cache.
+    pub attends: Vec<bool>,
     pub eps: f32,
     pub experts: usize,
     pub experts_used: usize,
@@ -48,7 +50,7 @@ impl Hyper {
         let layers = size("block_count")?;
         let width = size("embedding_length")?;
         let heads = size("attention.head_count")?;
-        let kv_heads = opt("attention.head_count_kv")?.unwrap_or(heads);
+        let (kv_heads, attends) = kv_heads(b, gguf, &arch, layers, heads)?;
         if layers == 0 || width == 0 || heads == 0 || kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
             return Err(b.unsupported(format!(
                 "'{arch}.*' metadata is impossible: {layers} layers, width {width}, {heads} heads over {kv_heads} \
@@ -87,6 +89,7 @@ impl Hyper {
             vocab,
             context,
             heads: Heads { heads, kv_heads, head_dim },
+            attends,
             eps: gguf.f32(&key("attention.layer_norm_rms_epsilon"))?,
             experts,
             experts_used,
@@ -99,6 +102,26 @@ impl Hyper {
             rope_scaling,
             arch,
         })
+    }
+
+    /// How routers choose by the file's keys; `score` where no key says.
+    pub fn routing(&self, b: &Builder, score: Score) -> Result<Routing, PlanError> {
+        let key = |name: &str| format!("{}.{name}", self.arch);
+        let score = match b.gguf().opt_u32(&key("expert_gating_func"))? {
+            None | Some(0) => score,
+            Some(1) => Score::Softmax,
+            Some(2) => Score::Sigmoid,
+            Some(3) => Score::SoftmaxAfter,
+            Some(other) => {
+                let key = key("expert_gating_func");
+                return Err(b.unsupported(format!(
+                    "'{key}' is {other}; known: 1 (softmax), 2 (sigmoid), 3 (softmax of the chosen)"
+                )));
+            }
+        };
+        let normalize = b.gguf().opt_bool(&key("expert_weights_norm"))?.unwrap_or(true);
+        let scale = b.gguf().opt_f32(&key("expert_weights_scale"))?.filter(|scale| *scale != 0.0).unwrap_or(1.0);
+        Ok(Routing { score, normalize, scale, ..Routing::softmax(self.experts_used) })
     }
 
     /// The model's rotary embedding, with `rope_freqs.weight` where the file has it.
@@ -123,6 +146,29 @@ impl Hyper {
         };
         Ok(RopeTable::new(layout, self.rope_dims, self.rope_base, self.rope_scaling, factors.as_deref()))
     }
+}
+
+/// Key-value heads of the layers that attend, and which do: one number for all, or one for each layer, 0 for a layer with a
+/// recurrent state.
+fn kv_heads(
+    b: &Builder,
+    gguf: &Gguf,
+    arch: &str,
+    layers: usize,
+    heads: usize,
+) -> Result<(usize, Vec<bool>), PlanError> {
+    let key = format!("{arch}.attention.head_count_kv");
+    if gguf.get(&key).is_none_or(|value| value.as_array().is_none()) {
+        return Ok((gguf.opt_u32(&key)?.map_or(heads, |n| n as usize), vec![true; layers]));
+    }
+    let by_layer = gguf.u32s(&key)?;
+    let most = by_layer.iter().copied().max().unwrap_or(0);
+    if by_layer.len() != layers || by_layer.iter().any(|&n| n != 0 && n != most) {
+        return Err(b.unsupported(format!(
+            "'{key}' is {by_layer:?} for {layers} layers; rynd needs one number a layer, equal where it is not 0"
+        )));
+    }
+    Ok((most as usize, by_layer.iter().map(|&n| n > 0).collect()))
 }
 
 /// Rope scaling by the user's flags or the file's keys, and the context that it gives.

@@ -4,7 +4,7 @@
 //! as factors in `rope_freqs.weight`. A file without `output.weight` is tied to its embedding.
 
 use super::{Hyper, Outputs, blocks};
-use crate::plan::{Builder, PlanError, RopeLayout};
+use crate::plan::{Builder, PlanError, RopeLayout, Routing};
 
 pub(super) fn plan(b: &mut Builder, hp: &Hyper) -> Result<Outputs, PlanError> {
     let rope = hp.rope(b, RopeLayout::Pairs)?;
@@ -13,7 +13,7 @@ pub(super) fn plan(b: &mut Builder, hp: &Hyper) -> Result<Outputs, PlanError> {
     for layer in 0..hp.layers {
         b.begin_layer(layer);
         blocks::attention(b, hp, h, rope)?;
-        blocks::feed_forward(b, hp, h)?;
+        blocks::feed_forward(b, hp, h, Routing::softmax(hp.experts_used))?;
     }
     blocks::head(b, hp, h)
 }

@@ -7,6 +7,7 @@
 mod blocks;
 mod gemma3;
 mod hyper;
+mod lfm2;
 mod llama;
 mod qwen;
 
@@ -27,12 +28,13 @@ struct Outputs {
     logits: crate::plan::Slot,
 }
 
-const ARCHITECTURES: [Architecture; 5] = [
+const ARCHITECTURES: [Architecture; 6] = [
     Architecture { name: "llama", plan: llama::plan },
     Architecture { name: "qwen2", plan: qwen::plan },
     Architecture { name: "qwen3", plan: qwen::plan },
     Architecture { name: "qwen3moe", plan: qwen::plan },
     Architecture { name: "gemma3", plan: gemma3::plan },
+    Architecture { name: "lfm2moe", plan: lfm2::plan },
 ];
 
 /// Names of the architectures that rynd runs.

@@ -7,10 +7,13 @@ use std::collections::HashMap;
 
 use super::{
     Activation, Attention, Embed, Experts, GatedUp, Heads, Kv, KvId, Linear, Norm, Op, PageGroup, Part, Plan, RmsNorm,
-    RopeId, RopeStore, RopeTable, Router, Routing, Sections, Side, Slot, SlotInfo, SlotKind, State, StateId, Step,
-    TakeRows, Weight, WeightId, mixtures,
+    RopeId, RopeStore, RopeTable, Router, Routing, Sections, ShortConv, Side, Slot, SlotInfo, SlotKind, State, StateId,
+    Step, TakeRows, Weight, WeightId, mixtures,
 };
 use crate::gguf::Gguf;
+
+/// Tokens that a short convolution sees, at most.
+const MAX_TAPS: usize = 16;
 
 /// Why a plan can not be built from a file.
 #[derive(Debug, thiserror::Error)]
@@ -278,6 +281,28 @@ impl<'a> Builder<'a> {
         let down = self.weight("ffn_down_exps.weight", &[ff, n, experts])?;
         self.push(Op::Experts(Experts { x, ids, weights, used, gate, up, down, act, out: onto }));
         Ok(())
+    }
+
+    /// The convolution of a sequence's last inputs with `name` (n, taps): (t, n).
+    pub fn short_conv(
+        &mut self,
+        x: Slot,
+        name: &str,
+        [n, taps]: [usize; 2],
+        gated: bool,
+        act: Option<Activation>,
+    ) -> Result<Slot, PlanError> {
+        if !(2..=MAX_TAPS).contains(&taps) {
+            let name = self.name(name);
+            return Err(
+                self.unsupported(format!("the convolution '{name}' over {taps} tokens is not of 2 to {MAX_TAPS}"))
+            );
+        }
+        let weight = self.weight(name, &[taps, n])?;
+        let state = self.state((taps - 1) * n);
+        let out = self.slot(n);
+        self.push(Op::ShortConv(ShortConv { x, weight, gated, act, state, out }));
+        Ok(out)
     }
 
     /// Only the rows whose logits are wanted go on: (r, n).

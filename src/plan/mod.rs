@@ -15,7 +15,7 @@ pub use builder::{Builder, PlanError};
 pub use mixture::{Mixture, mixtures};
 pub use op::{
     Activation, Attention, Embed, Experts, GatedUp, Heads, Linear, Move, Norm, Op, Part, RmsNorm, RopeStore, Router,
-    TakeRows,
+    ShortConv, TakeRows,
 };
 pub use place::{Room, Sides, Stage, place, stages};
 pub use rope::{RopeLayout, RopeScaling, RopeTable};
@@ -234,6 +234,7 @@ impl Plan {
                     | Op::Attention(_)
                     | Op::GatedUp(_)
                     | Op::Router(_)
+                    | Op::ShortConv(_)
                     | Op::TakeRows(_)
                     | Op::Move(_) => weight.expert_bytes() * weight.experts,
                 }

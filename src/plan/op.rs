@@ -5,7 +5,7 @@
 //! emits; nothing rewrites the list afterwards. Shapes are row-major, `t` is the number of tokens of the run, `r` the
 //! number of rows whose logits are wanted.
 
-use super::{KvId, Memory, RopeId, Routing, Slot, WeightId};
+use super::{KvId, Memory, RopeId, Routing, Slot, StateId, WeightId};
 
 /// Root-mean-square norm of a row: `x / sqrt(mean(x^2) + eps) * weight` (weight: (n)).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -129,6 +129,20 @@ pub struct Experts {
     pub out: Slot,
 }
 
+/// Causal depthwise convolution over a sequence, `out (t, n) = act(sum over j of weight[.., j] * u[i - taps + 1 + j])` for its
+/// token i; weight: (n, taps). The inputs before the run's first token come from the state (taps - 1, n), the oldest first,
+/// which the run leaves with its own last ones. `u` is `x (t, n)`; with `gated` x (t, 3 n) is [b | c | x], `u = b * x` and the
+/// result is multiplied by c (the short convolution of LFM2; LiquidAI 2025, section 2.1).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ShortConv {
+    pub x: Slot,
+    pub weight: WeightId,
+    pub gated: bool,
+    pub act: Option<Activation>,
+    pub state: StateId,
+    pub out: Slot,
+}
+
 /// `out (r, n)` = the rows of `x (t, n)` whose logits are wanted. Later steps run on r rows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TakeRows {
@@ -153,6 +167,7 @@ pub enum Op {
     GatedUp(GatedUp),
     Router(Router),
     Experts(Experts),
+    ShortConv(ShortConv),
     TakeRows(TakeRows),
     Move(Move),
 }
@@ -169,6 +184,7 @@ impl Op {
             Op::GatedUp(_) => "gated_up",
             Op::Router(_) => "router",
             Op::Experts(_) => "experts",
+            Op::ShortConv(_) => "short_conv",
             Op::TakeRows(_) => "take_rows",
             Op::Move(_) => "move",
         }
@@ -191,6 +207,7 @@ impl Op {
             Op::GatedUp(op) => vec![op.x],
             Op::Router(op) => vec![op.x],
             Op::Experts(op) => vec![op.x, op.ids, op.weights, op.out],
+            Op::ShortConv(op) => vec![op.x],
             Op::TakeRows(op) => vec![op.x],
             Op::Move(op) => vec![op.slot],
         }
@@ -207,6 +224,7 @@ impl Op {
             Op::GatedUp(op) => vec![op.out],
             Op::Router(op) => vec![op.ids, op.weights],
             Op::Experts(op) => vec![op.out],
+            Op::ShortConv(op) => vec![op.out],
             Op::TakeRows(op) => vec![op.out],
             Op::Move(op) => vec![op.slot],
         }
@@ -226,6 +244,7 @@ impl Op {
             Op::GatedUp(op) => norm(op.norm).into_iter().chain([op.gate, op.up]).collect(),
             Op::Router(op) => [op.weight].into_iter().chain(op.routing.bias).collect(),
             Op::Experts(op) => vec![op.gate, op.up, op.down],
+            Op::ShortConv(op) => vec![op.weight],
             Op::Attention(_) | Op::TakeRows(_) | Op::Move(_) => vec![],
         }
     }
@@ -235,6 +254,7 @@ impl Op {
         match self {
             Op::RopeStore(op) => vec![Memory::Kv(op.kv)],
             Op::Attention(op) => vec![Memory::Kv(op.kv)],
+            Op::ShortConv(op) => vec![Memory::State(op.state)],
             Op::Embed(_)
             | Op::RmsNorm(_)
             | Op::Linear(_)
@@ -260,6 +280,7 @@ impl Op {
             | Op::GatedUp(_)
             | Op::Router(_)
             | Op::Experts(_)
+            | Op::ShortConv(_)
             | Op::TakeRows(_)
             | Op::Move(_) => 0,
         }
