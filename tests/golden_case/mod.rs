@@ -4,6 +4,7 @@
 
 pub mod wide;
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -136,6 +137,7 @@ fn check_hidden_and_picks(model: &str, reference: &Value, config: &EngineConfig)
     let expected = |row: usize| &hidden[row * short.len() * width..(row + 1) * short.len() * width];
     let mut layers = 0;
     let mut routed = 0;
+    let mut order: HashMap<usize, Vec<u32>> = HashMap::new(); // by token: what was chosen, as the weights come
     engine
         .trace(&short, |at, slot, values| {
             let step = &plan.steps[at];
@@ -144,13 +146,22 @@ fn check_hidden_and_picks(model: &str, reference: &Value, config: &EngineConfig)
                 let moe = &reference["moe_short"][layer.to_string()];
                 let moe = if moe.is_null() { &reference["moe_short"][layer] } else { moe };
                 for (token, picks) in values.chunks_exact(used).enumerate() {
+                    // Some references list the experts by number, not by weight.
+                    let listed = ids(&moe["experts"][token]);
                     if slot == chosen {
                         let experts: Vec<u32> = picks.iter().map(|id| *id as u32).collect();
-                        assert_eq!(experts, ids(&moe["experts"][token]), "{model}, layer {layer}, token {token}");
+                        let sorted = |ids: &[u32]| {
+                            let mut ids = ids.to_vec();
+                            ids.sort_unstable();
+                            ids
+                        };
+                        assert_eq!(sorted(&experts), sorted(&listed), "{model}, layer {layer}, token {token}");
+                        order.insert(token, experts);
                         continue;
                     }
-                    for (i, weight) in picks.iter().enumerate() {
-                        let expected = moe["weights"][token][i].as_f64().unwrap() as f32;
+                    for (expert, weight) in order[&token].iter().zip(picks) {
+                        let at = listed.iter().position(|listed| listed == expert).unwrap();
+                        let expected = moe["weights"][token][at].as_f64().unwrap() as f32;
                         assert!((weight - expected).abs() < 1e-4, "{model}, layer {layer}: {weight} {expected}");
                     }
                     routed += 1;
