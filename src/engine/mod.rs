@@ -13,6 +13,7 @@ mod memory;
 mod past;
 mod pool;
 mod record;
+mod remember;
 mod rival;
 mod run;
 mod session;
@@ -45,6 +46,7 @@ use self::heat::{Known, Watch};
 use self::hybrid::{Hybrid, page_experts};
 use self::past::Want;
 use self::record::Recorder;
+use self::remember::sequence_memory;
 use self::run::Results;
 use crate::backend::{Backend, BackendError, Env, KvFormat, Phase, PickLog, Seq, StateStep, Token};
 use crate::cache::CacheError;
@@ -470,49 +472,6 @@ impl Engine {
         self.recorder.as_mut().map_or(Ok(()), |recorder| recorder.run(env))
     }
 
-    /// A sequence that already remembers as much of how these ids begin as others computed, all but the last at most.
-    pub fn attach(&mut self, ids: &[u32]) -> Session {
-        self.memory.attach(ids)
-    }
-
-    /// Tokens of how these ids begin that are remembered.
-    pub fn remembered(&self, ids: &[u32]) -> usize {
-        self.memory.kept(ids)
-    }
-
-    /// Lets others begin with what a sequence remembers, for as long as its memory is not needed for something that costs more
-    /// to compute again.
-    pub fn keep(&mut self, session: &Session) {
-        self.keep_said(session, &[]);
-    }
-
-    /// The same, with ids that were said behind it and are not computed: by its text all of it is found again.
-    pub fn keep_said(&mut self, session: &Session, said: &[u32]) {
-        self.memory.keep(session, said);
-        let Engine { memory, backend, disk, .. } = self;
-        let (costs, shape) = (memory.costs(), Arc::clone(memory.shape()));
-        memory.limit_tree(|past, victim| {
-            if let (Some(disk), Some(backend)) = (&disk, backend.as_mut()) {
-                disk.lose(backend, past, victim, &costs, &shape.windows);
-            }
-        });
-    }
-
-    /// Whether a sequence's memory is still there: it is gone where executors were replaced since.
-    pub fn holds(&self, session: &Session) -> bool {
-        session.is_of(&self.memory)
-    }
-
-    /// The memory of all sequences.
-    pub fn memory(&self) -> &Memory {
-        &self.memory
-    }
-
-    /// Forgets all sequences that are over.
-    pub fn forget(&mut self) {
-        self.memory.clear();
-    }
-
     /// Runs one batch step by step on a fresh timeline; `see` gets each step's index and the rows of every slot that it
     /// wrote, numbers of experts as f32. For finding the first step at which two implementations part: nothing learns from such a run.
     pub fn trace(
@@ -595,11 +554,4 @@ fn read_values(
 /// The executors that are in use.
 fn split(backend: &mut Option<Split>) -> Result<&mut Split, EngineError> {
     backend.as_mut().ok_or(EngineError::Unloaded)
-}
-
-/// Pools for the sequences of a loaded plan.
-fn sequence_memory(plan: &Plan, config: &EngineConfig) -> Memory {
-    let Sizes { pages, states, kv, .. } = Sizes::new(plan, config);
-    let bytes = plan.kv_bytes_per_token(kv.bytes_per_value()) * PAGE_TOKENS as f64;
-    Memory::new(plan, &vec![pages; plan.groups.len()], states, bytes as usize)
 }
