@@ -51,9 +51,22 @@ impl Turn {
             let value: Value =
                 serde_json::from_str(&call.arguments).unwrap_or_else(|e| panic!("{e}: {}", call.arguments));
             assert!(value.is_object(), "{}", call.arguments);
-            call.arguments = value.to_string();
+            call.arguments = plain(value).to_string();
         }
         self
+    }
+}
+
+/// Numbers by what they are worth: `1e3` and `1000.0` are one number, however they are spelled.
+fn plain(value: Value) -> Value {
+    match value {
+        Value::Number(number) => match number.as_f64() {
+            Some(worth) if !number.is_i64() && !number.is_u64() => json!(worth),
+            _ => Value::Number(number),
+        },
+        Value::Array(all) => all.into_iter().map(plain).collect(),
+        Value::Object(all) => Value::Object(all.into_iter().map(|(key, value)| (key, plain(value))).collect()),
+        Value::Null | Value::Bool(_) | Value::String(_) => value,
     }
 }
 
