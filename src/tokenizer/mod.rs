@@ -234,8 +234,9 @@ impl Tokenizer {
     /// no text has, so that text which only spells it is another.
     pub fn spell_apart(&self, id: u32, out: &mut Vec<u8>) {
         if self.is_special(id) {
+            // No text has this byte.
             out.push(0xff);
-            out.extend(id.to_le_bytes());
+            out.extend_from_slice(self.token_bytes(id));
         } else {
             out.extend_from_slice(self.token_bytes(id));
         }
