@@ -390,3 +390,54 @@ fn ctrl_c_stops_the_answer_tells_what_was_done_and_exits_with_130() {
     assert_eq!(output.status.code(), Some(130), "{stderr}");
     assert!(stderr.contains("(interrupted)"), "{stderr}");
 }
+
+#[test]
+fn run_keeps_to_a_json_schema_and_to_grammars() {
+    let (schema, gbnf, lark) = (scratch("schema.json"), scratch("list.gbnf"), scratch("list.lark"));
+    let text = r#"{"type": "object", "properties": {"a": {"enum": ["x", "yes"]}, "b": {"type": "boolean"}}, "required": ["a", "b"]}"#;
+    std::fs::write(&schema, text.replace("]}", "], \"additionalProperties\": false}")).unwrap();
+    std::fs::write(&gbnf, "root ::= \"- \" [ab]{2} \"\\n\"\n").unwrap();
+    std::fs::write(&lark, "start: \"- \" /[ab]{2}/ \"\\n\"\n").unwrap();
+    let run = |flag: &str, file: &str, seed: &str| {
+        let model = model("qwen2");
+        rynd(&[
+            "run", &model, "--raw", "-p", "hi", flag, file, "--temp", "1.5", "--top-p", "1", "--top-k", "0", "--seed",
+            seed, "-n", "400",
+        ])
+    };
+    for seed in ["1", "2", "3"] {
+        let answer: Value = serde_json::from_str(&stdout(run("--json-schema", &schema, seed))).unwrap();
+        assert!(answer["b"].is_boolean() && ["x", "yes"].contains(&answer["a"].as_str().unwrap()), "{answer}");
+        for grammar in [&gbnf, &lark] {
+            let answer = stdout(run("--grammar", grammar, seed));
+            assert!(answer.starts_with("- ") && answer.ends_with('\n') && answer.len() == 5, "{answer:?}");
+        }
+    }
+    std::fs::write(&schema, "{\"type\": \"nothing\"}").unwrap();
+    std::fs::write(&gbnf, "root ::= (").unwrap();
+    for (flag, file) in
+        [("--json-schema", &schema), ("--grammar", &gbnf), ("--grammar", &schema), ("--json-schema", &gbnf)]
+    {
+        let output = run(flag, file, "1");
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            !output.status.success() && output.stdout.is_empty() && error.contains(file.as_str()),
+            "{flag} {file}: {error}"
+        );
+    }
+}
+
+#[test]
+fn text_of_a_prompt_is_text_unless_special_tokens_are_asked_for() {
+    let ids = |more: &[&str]| {
+        let model = model("qwen2");
+        let arguments = ["run", &model, "-p", "a<|im_end|>b", "--stats", "-n", "1", "--temp", "0"];
+        let output = rynd(&[&arguments[..], more].concat());
+        let stats = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{stats}");
+        stats.split_once("prompt").unwrap().1.split_whitespace().next().unwrap().parse::<usize>().unwrap()
+    };
+    let (text, special) = (ids(&[]), ids(&["--parse-special"]));
+    assert!(text > special, "{text} tokens as text, {special} with the token");
+    assert_eq!(ids(&["--raw", "--parse-special"]), ids(&["--raw"]), "a raw prompt always says its tokens");
+}

@@ -5,6 +5,7 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -18,6 +19,7 @@ use super::{interrupt, numbers, reuse, terminal};
 use crate::chat::Message;
 use crate::engine::Engine;
 use crate::generate::{Event, Finish, Limits, Summary, generate};
+use crate::sampler::{Constraints, Grammar};
 use crate::tokenizer::{Encode, Tokenizer};
 
 /// Answer or continue one prompt
@@ -29,6 +31,7 @@ Examples:
   rynd run model.gguf -p 'Write a Rust function that reverses a string.'
   git diff | rynd run model.gguf --system 'Review this patch.' --stats
   rynd run model.gguf --raw -p 'def fib(n):' -n 64 --stop $'\\n\\n' --temp 0
+  rynd run model.gguf -p 'Name and age of Ada Lovelace.' --json-schema person.json
   rynd run model.gguf --ids 1,2,3 --print-ids -n 24 --temp 0")]
 pub struct Arguments {
     #[command(flatten)]
@@ -53,6 +56,12 @@ pub struct Arguments {
     /// A text that ends the answer; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
+    /// A JSON schema that the answer keeps to
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["grammar", "ignore_eos"])]
+    json_schema: Option<PathBuf>,
+    /// A grammar that the answer keeps to, GBNF or Lark
+    #[arg(long, value_name = "FILE", conflicts_with = "ignore_eos")]
+    grammar: Option<PathBuf>,
     /// Go on after the model's end-of-text tokens
     #[arg(long)]
     ignore_eos: bool,
@@ -81,7 +90,12 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         Some(ids) => input::ids(ids)?,
         None => prompt_ids(arguments, &engine, &tokenizer, &text)?,
     };
-    let sampler = arguments.sampling.sampler(engine.plan().vocab)?;
+    let mut sampler = arguments.sampling.sampler(engine.plan().vocab)?;
+    if let Some((grammar, path)) = grammar(arguments)? {
+        let constraints = Constraints::new(&tokenizer, engine.plan().vocab)?;
+        let constraint = constraints.constraint(&grammar);
+        sampler.constrain(constraint.with_context(|| path.display().to_string())?);
+    }
     let limits = Limits { tokens: arguments.tokens, stop: arguments.stop.clone(), ignore_end: arguments.ignore_eos };
     interrupt::watch()?;
     let mut output = Output::new(arguments.print_ids);
@@ -98,6 +112,24 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         print_stats(&engine, &tokenizer, &summary)?;
     }
     Ok(if interrupted { ExitCode::from(interrupt::EXIT_CODE) } else { ExitCode::SUCCESS })
+}
+
+/// What the answer must be, and the file that says so.
+fn grammar(arguments: &Arguments) -> Result<Option<(Grammar, &Path)>> {
+    Ok(match (&arguments.json_schema, &arguments.grammar) {
+        (Some(path), _) => {
+            let schema = serde_json::from_str(&input::read_file(path)?);
+            let schema = schema.with_context(|| format!("{} is no JSON, so no JSON schema", path.display()))?;
+            Some((Grammar::JsonSchema(schema), path))
+        }
+        (None, Some(path)) => {
+            let text = input::read_file(path)?;
+            // Lark's rules have a colon, GBNF's two and a sign.
+            let grammar = if text.contains("::=") { Grammar::Gbnf(text) } else { Grammar::Lark(text) };
+            Some((grammar, path))
+        }
+        (None, None) => None,
+    })
 }
 
 /// The ids of the prompt, through the template unless the user or the file has none.

@@ -57,6 +57,10 @@ pub enum SamplerError {
     NoLogits,
     #[error("the logit of token {id} is {value}: the forward pass overflowed or the model's weights are damaged")]
     NotFinite { id: usize, value: f32 },
+    #[error("the grammar can not be followed: {why}")]
+    Grammar { why: String },
+    #[error("a grammar needs a token that ends an answer, and the vocabulary has none")]
+    NoEnd,
     #[error("every token is forbidden: nothing is left to choose from")]
     AllForbidden,
 }

@@ -1,6 +1,7 @@
 //! Logits to one token. Pure arithmetic with a seeded generator: no I/O, no clock.
 //!
-//! The order of the steps is llama.cpp's default: bias, penalties, top-k, typical, top-p, min-p,
+//! A constraint comes first, where there is one: it forbids what a grammar does not allow. The order of the other steps is
+//! llama.cpp's default: bias, penalties, top-k, typical, top-p, min-p,
 //! temperature, draw. Each step sees the probabilities that the steps before it left, at temperature 1.
 //! Temperature 0 skips from the penalties to the largest logit, the lowest id of equals. The same
 //! config, logits and accepted tokens give the same choice: the generator is PCG-64, whose output is
@@ -8,10 +9,13 @@
 
 mod candidates;
 mod config;
+mod constraint;
+mod gbnf;
 mod logprobs;
 
 pub use candidates::Candidate;
 pub use config::{SamplerConfig, SamplerError};
+pub use constraint::{Constraint, Constraints, Grammar};
 pub use logprobs::{Logprobs, logprobs};
 
 use rand_pcg::Pcg64;
@@ -29,6 +33,7 @@ pub struct Sampler {
     window: VecDeque<u32>,     // the last penalty_tokens accepted, oldest first
     counts: HashMap<u32, u32>, // of the tokens in `window`
     candidates: Vec<Candidate>,
+    constraint: Option<Constraint>,
 }
 
 impl Sampler {
@@ -42,7 +47,18 @@ impl Sampler {
             window: VecDeque::new(),
             counts: HashMap::new(),
             candidates: Vec::new(),
+            constraint: None,
         })
+    }
+
+    /// From now on what is chosen keeps to a grammar; a token that `sample` gives is one that follows.
+    pub fn constrain(&mut self, constraint: Constraint) {
+        self.constraint = Some(constraint);
+    }
+
+    /// What constrains the choice, if anything does.
+    pub fn constraint(&mut self) -> Option<&mut Constraint> {
+        self.constraint.as_mut()
     }
 
     /// The seed in use, also where the config left it open.
@@ -55,7 +71,7 @@ impl Sampler {
         let config = &self.config;
         let penalties = config.penalty_tokens > 0
             && (config.repetition_penalty != 1.0 || config.frequency_penalty != 0.0 || config.presence_penalty != 0.0);
-        config.temperature == 0.0 && config.logit_bias.is_empty() && !penalties
+        config.temperature == 0.0 && config.logit_bias.is_empty() && !penalties && self.constraint.is_none()
     }
 
     /// Tells the penalties of a token, of the prompt or chosen.
@@ -82,6 +98,17 @@ impl Sampler {
 
     /// Chooses a token; `logits` (n_vocab) are changed by bias and penalties. It is not accepted yet.
     pub fn sample(&mut self, logits: &mut [f32]) -> Result<u32, SamplerError> {
+        if let Some(constraint) = &mut self.constraint {
+            constraint.apply(logits)?;
+        }
+        let id = self.choose(logits)?;
+        if let Some(constraint) = &mut self.constraint {
+            constraint.accept(id)?;
+        }
+        Ok(id)
+    }
+
+    fn choose(&mut self, logits: &mut [f32]) -> Result<u32, SamplerError> {
         if self.config.temperature == 0.0 {
             return self.likeliest(logits).map(|(id, _)| id);
         }

@@ -8,6 +8,7 @@
 
 mod arguments;
 mod event;
+mod force;
 mod harmony;
 mod header;
 mod opening;
@@ -19,6 +20,7 @@ mod schema;
 mod tags;
 
 pub use event::{Call, Event, Ids};
+pub use force::ForceError;
 pub use reader::Place;
 pub use schema::Tools;
 
