@@ -200,6 +200,8 @@ impl Engine {
                 return Err(self.first_broken_step(env));
             }
         }
+        // Zeros stand where a file was cut short: what came of them is nothing.
+        self.gguf.check_intact()?;
         self.record(env)
     }
 
