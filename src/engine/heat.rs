@@ -78,20 +78,35 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        if self.tokens > 0 {
-            self.heat.merge(|layer, expert| self.counts[layer][expert], self.tokens);
-            save(&self.path, &self.heat, self.notice);
-        }
+        save(&self.path, &self.heat, |layer, expert| self.counts[layer][expert], self.tokens, self.notice);
     }
 }
 
-/// Saves what was learned; that it could not be is told.
-pub fn save(path: &Path, heat: &Heat, notice: fn(&str)) {
-    let saved = path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| files::write(path, heat.encode()));
-    if let Err(e) = saved {
+/// Adds a run to what the file holds by now, which may be more than it held when this run began; `heat` says of which
+/// model. Runs that end at the same time take turns. That it could not be saved is told.
+pub fn save(path: &Path, heat: &Heat, counts: impl Fn(usize, usize) -> u32, tokens: u64, notice: fn(&str)) {
+    if tokens == 0 {
+        return;
+    }
+    if let Err(e) = merge(path, heat, counts, tokens) {
         let path = path.display();
         notice(&format!("what was learned about the experts could not be saved to {path}: {e}"));
     }
+}
+
+fn merge(path: &Path, heat: &Heat, counts: impl Fn(usize, usize) -> u32, tokens: u64) -> std::io::Result<()> {
+    path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".lock");
+    // The lock goes with the process that holds it, however it ends.
+    let lock = std::fs::File::create(beside)?;
+    lock.lock()?;
+    let experts = heat.picks.first().map_or(0, Vec::len);
+    let grid = Grid::new(experts, 0, heat.picks.iter().map(|_| (String::new(), 0)));
+    let known = std::fs::read(path).ok().and_then(|bytes| Heat::parse(&bytes, &heat.model, &grid).ok());
+    let mut sum = known.unwrap_or_else(|| Heat::new(&heat.model, &grid));
+    sum.merge(counts, tokens);
+    files::write(path, sum.encode())
 }
 
 /// A profile that the user names must be right.
