@@ -99,6 +99,24 @@ fn lfm2moe_equals_its_reference() {
 }
 
 #[test]
+fn qwen3next_equals_its_reference() {
+    check("qwen3next", 5e-4);
+    check_cuts("qwen3next", 5e-4);
+}
+
+#[test]
+fn qwen35moe_equals_its_reference_in_separate_and_in_fused_tensors() {
+    check("qwen35moe", 5e-4);
+    check("qwen35moe_fused", 5e-4);
+}
+
+#[test]
+fn qwen35_equals_its_reference_with_and_without_a_layer_that_guesses() {
+    check("qwen35", 5e-4);
+    check("qwen35_guessing", 5e-4);
+}
+
+#[test]
 fn qwen3_with_yarn_equals_its_reference_at_200_tokens() {
     check("qwen3_yarn_long", 5e-4);
     check_deep("qwen3_yarn_long", &[512, 64, 33], &exact());

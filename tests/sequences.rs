@@ -21,7 +21,7 @@ use rynd::tokenizer::{Tokenizer, Vocab};
 const CLOSE: f32 = 5e-4;
 
 /// Models whose sequences remember more than keys and values.
-const STATES: [&str; 1] = ["lfm2moe"];
+const STATES: [&str; 2] = ["lfm2moe", "qwen3next"];
 
 /// splitmix64: repeatable, and good enough to pick operations.
 struct Random(u64);
@@ -258,7 +258,9 @@ fn trial(what: &str, model: &str, config: &EngineConfig, seed: u64, steps: usize
 fn random_histories_compute_what_fresh_runs_compute_and_give_everything_back() {
     // The windowed one computes most: what a window lost is computed again.
     for (seed, (model, steps)) in
-        [("qwen2", 9500), ("qwen3moe", 9500), ("gemma3", 1500), ("lfm2moe", 4000)].into_iter().enumerate()
+        [("qwen2", 9500), ("qwen3moe", 9500), ("gemma3", 1500), ("lfm2moe", 4000), ("qwen3next", 1000)]
+            .into_iter()
+            .enumerate()
     {
         // Eight sequences of a whole context could not all be full: the past must make way.
         trial("CPU", model, &config(64, 8), seed as u64, steps);
@@ -336,7 +338,7 @@ fn an_edit_of_a_model_with_states_computes_from_the_mark_before_it_and_no_more()
 
 #[test]
 fn equal_runs_give_equal_bits_however_a_sequence_came_about() {
-    for model in ["qwen2", "qwen3moe", "gemma3", "lfm2moe"] {
+    for model in ["qwen2", "qwen3moe", "gemma3", "lfm2moe", "qwen3next"] {
         let mut engine = load(model, &config(64, 4));
         let text: Vec<u32> = ids(&reference(model)["prompts"]["long"]["ids"]).into_iter().cycle().take(150).collect();
         let read = |engine: &mut Engine, session: &mut Session, ids: &[u32]| {

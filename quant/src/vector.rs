@@ -12,6 +12,8 @@
 //! | `scale_mul(y, x, s, w)` | y = (x s) w, the second half of an RMS norm |
 //! | `silu_mul(gate, up)` | gate = silu(gate) up |
 //! | `gelu_mul(gate, up)` | gate = gelu(gate) up, by the tanh formula |
+//! | `sigmoid_mul(x, gate)` | x = x sigmoid(gate) |
+//! | `delta(state, k, q, v, decay, rate, out)` | a step of the gated delta rule |
 //! | `max(x) -> f32` | the largest |
 //! | `exp_sub(x, max) -> f32` | x = exp(x - max), returns the sum: an online softmax's step |
 //! | `softmax(x)` | x = exp(x - max) / sum |
@@ -29,6 +31,8 @@ pub struct Vector {
     pub(crate) scale_mul: unsafe fn(&mut [f32], &[f32], f32, &[f32]),
     pub(crate) silu_mul: unsafe fn(&mut [f32], &[f32]),
     pub(crate) gelu_mul: unsafe fn(&mut [f32], &[f32]),
+    pub(crate) sigmoid_mul: unsafe fn(&mut [f32], &[f32]),
+    pub(crate) delta: unsafe fn(&mut [f32], &[f32], &[f32], &[f32], f32, f32, &mut [f32]),
     pub(crate) max: unsafe fn(&[f32]) -> f32,
     pub(crate) exp_sub: unsafe fn(&mut [f32], f32) -> f32,
     pub(crate) scale: unsafe fn(&mut [f32], f32),
@@ -73,6 +77,19 @@ impl Vector {
     pub fn gelu_mul(&self, gate: &mut [f32], up: &[f32]) {
         assert_eq!(gate.len(), up.len());
         unsafe { (self.gelu_mul)(gate, up) }
+    }
+
+    /// x[i] /= 1 + exp(-gate[i]).
+    pub fn sigmoid_mul(&self, x: &mut [f32], gate: &[f32]) {
+        assert_eq!(x.len(), gate.len());
+        unsafe { (self.sigmoid_mul)(x, gate) }
+    }
+
+    /// One token of the gated delta rule (Yang et al. 2024, "Gated Delta Networks", equation 10) for some columns of a state
+    /// (d, c): `state *= decay; u = rate (v - k state); state += k u; out = q state`; k, q: (d), v, out: (c).
+    pub fn delta(&self, state: &mut [f32], [k, q, v]: [&[f32]; 3], [decay, rate]: [f32; 2], out: &mut [f32]) {
+        assert!(k.len() == q.len() && v.len() == out.len() && state.len() == k.len() * v.len());
+        unsafe { (self.delta)(state, k, q, v, decay, rate, out) }
     }
 
     /// The largest value; -inf of an empty slice.

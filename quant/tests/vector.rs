@@ -83,15 +83,49 @@ fn exponentials_are_within_three_ulp() {
         let up = noise(4099, 7);
         let mut silu = g.clone();
         v.silu_mul(&mut silu, &up);
+        let mut sigmoid = up.clone();
+        v.sigmoid_mul(&mut sigmoid, &g);
         let mut gelu = g.clone();
         v.gelu_mul(&mut gelu, &up);
         for i in 0..g.len() {
             let (x, up) = (f64::from(g[i]), f64::from(up[i]));
             let truth = x / (1.0 + (-x).exp()) * up;
             assert!((f64::from(silu[i]) - truth).abs() <= 6e-7 * truth.abs() + 1e-36, "{name} silu({x}) {}", silu[i]);
+            let truth = up / (1.0 + (-x).exp());
+            assert!((f64::from(sigmoid[i]) - truth).abs() <= 6e-7 * truth.abs() + 1e-36, "{name} sigmoid({x})");
             let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
             let truth = 0.5 * x * (1.0 + inner.tanh()) * up;
             assert!((f64::from(gelu[i]) - truth).abs() <= 3e-6 * truth.abs() + 1e-6, "{name} gelu({x}) {}", gelu[i]);
+        }
+    }
+}
+
+#[test]
+fn a_delta_step_agrees_with_f64_and_touches_nothing_else() {
+    for (name, v) in levels() {
+        for (d, c) in [(1, 1), (3, 7), (16, 16), (32, 20), (128, 32), (128, 128), (64, 48), (5, 33)] {
+            let (k, q, value) = (noise(d, 1), noise(d, 2), noise(c, 3));
+            let mut state = noise(d * c + 20, 4);
+            let before = state.clone();
+            let mut out = noise(c + 20, 5);
+            let behind = out.clone();
+            let (decay, rate) = (0.9_f32, 0.7_f32);
+            v.delta(&mut state[..d * c], [&k, &q, &value], [decay, rate], &mut out[..c]);
+            for j in 0..c {
+                let old = |i: usize| f64::from(decay) * f64::from(before[i * c + j]);
+                let seen: f64 = (0..d).map(|i| f64::from(k[i]) * old(i)).sum();
+                let new = f64::from(rate) * (f64::from(value[j]) - seen);
+                let size = 1e-6 * (1.0 + d as f64);
+                let mut mixed = 0.0;
+                for i in 0..d {
+                    let truth = old(i) + f64::from(k[i]) * new;
+                    mixed += f64::from(q[i]) * truth;
+                    assert!((f64::from(state[i * c + j]) - truth).abs() <= size, "{name} state {i}, {j} of {d}, {c}");
+                }
+                assert!((f64::from(out[j]) - mixed).abs() <= size * (1.0 + new.abs()), "{name} out {j} of {d}, {c}");
+            }
+            assert_eq!(state[d * c..], before[d * c..], "{name} wrote past {d}, {c}");
+            assert_eq!(out[c..], behind[c..], "{name} wrote past {c}");
         }
     }
 }

@@ -52,6 +52,9 @@ impl Mixture {
                 | Op::Attention(_)
                 | Op::GatedUp(_)
                 | Op::ShortConv(_)
+                | Op::DeltaRule(_)
+                | Op::Gate(_)
+                | Op::Split(_)
                 | Op::TakeRows(_)
                 | Op::Move(_) => {}
             }

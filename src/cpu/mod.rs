@@ -7,6 +7,7 @@
 mod attention;
 mod dense;
 mod experts;
+mod gate;
 mod kv;
 mod recurrent;
 mod router;
@@ -287,6 +288,9 @@ impl Cpu {
             Op::Router(op) => self.router(run, w, op),
             Op::Experts(op) => self.run_experts(run, w, op),
             Op::ShortConv(op) => self.short_conv(run, w, op),
+            Op::DeltaRule(op) => self.delta_rule(run, w, op),
+            Op::Gate(op) => self.gate(run, w, op),
+            Op::Split(op) => self.split(run, w, op),
             Op::TakeRows(op) => self.take_rows(run, w, op),
             // Values move between executors outside of a run.
             Op::Move(_) => {}
@@ -325,6 +329,9 @@ fn input_width(plan: &Plan) -> usize {
         | Op::RopeStore(_)
         | Op::Attention(_)
         | Op::ShortConv(_)
+        | Op::DeltaRule(_)
+        | Op::Gate(_)
+        | Op::Split(_)
         | Op::TakeRows(_)
         | Op::Move(_) => 0,
     };

@@ -9,10 +9,16 @@ use std::ops::Range;
 use super::threads::Worker;
 use super::{Cpu, Run, WorkerState};
 use crate::backend::StateStep;
-use crate::plan::{Activation, ShortConv, StateId};
+use crate::plan::{Activation, DeltaRule, ShortConv, StateId};
 
 /// Channels of a convolution's item.
 const CHANNELS: usize = 64;
+
+/// Columns of a delta rule's item: of a head of 128 keys its part of the state takes 16 KB.
+const COLUMNS: usize = 32;
+
+/// Beside the sum of squares that keys and queries are divided by, in every model with a delta rule.
+const LENGTH_EPS: f32 = 1e-6;
 
 /// Factors of nothing.
 const ONES: [f32; CHANNELS] = [1.0; CHANNELS];
@@ -127,4 +133,75 @@ impl Cpu {
                 .copy_from_slice(row);
         }
     }
+
+    /// `plan::DeltaRule`.
+    pub(super) fn delta_rule(&self, run: &Run, w: &Worker, op: &DeltaRule) {
+        let heads = op.heads;
+        let spans = spans(run);
+        let blocks = heads.value_dim.div_ceil(COLUMNS);
+        let a_span = heads.values * blocks;
+        w.chunks(spans.len() * a_span, 1, |items| {
+            for item in items {
+                let (head, first) = (item % a_span / blocks, item % blocks * COLUMNS);
+                let columns = first..(first + COLUMNS).min(heads.value_dim);
+                self.delta_head(w, op, &spans[item / a_span], head, columns);
+            }
+        });
+    }
+
+    /// Some columns of one head of one sequence.
+    fn delta_head(&self, w: &Worker, op: &DeltaRule, span: &Span, head: usize, columns: Range<usize>) {
+        let &DeltaRule { x, decay, rate, slope, shift, heads, state, out } = op;
+        let (d, n) = (heads.key_dim, heads.value_dim);
+        let width = heads.width();
+        let key_head = if heads.tiled { head % heads.keys } else { head / (heads.values / heads.keys) };
+        let vector = self.kernels.vector();
+        let (slope, shift) = (self.vector(slope)[head], self.vector(shift)[head]);
+        let WorkerState { tile, tile2, .. } = self.worker(w);
+        // This part of the state (d, columns).
+        tile.resize(d * columns.len(), 0.0);
+        tile2.resize(2 * d, 0.0);
+        let (k, q) = tile2.split_at_mut(d);
+        let place = |row: usize| (head * d + row) * n + columns.start..(head * d + row) * n + columns.end;
+        for (i, row) in tile.chunks_exact_mut(columns.len()).enumerate() {
+            // SAFETY: phase contract; states that are begun with are only read in a run.
+            match unsafe { self.old_state(state, span.state, place(i)) } {
+                Some(old) => row.copy_from_slice(old),
+                None => row.fill(0.0),
+            }
+        }
+        for token in span.tokens.clone() {
+            let at = token * heads.values + head;
+            // SAFETY: phase contract; inputs are only read here, and each item has columns of its own of out.
+            let (x, gates, out) = unsafe {
+                (
+                    self.buffer(x).get(token * width..(token + 1) * width),
+                    [self.buffer(decay).get(at..at + 1)[0], self.buffer(rate).get(at..at + 1)[0]],
+                    self.buffer(out).get_mut(at * n + columns.start..at * n + columns.end),
+                )
+            };
+            let (queries, rest) = x.split_at(heads.keys * d);
+            let (keys, values) = rest.split_at(heads.keys * d);
+            let part = key_head * d..(key_head + 1) * d;
+            for (to, from, scale) in
+                [(&mut *q, &queries[part.clone()], 1.0 / (d as f32).sqrt()), (&mut *k, &keys[part], 1.0)]
+            {
+                let scale = scale / (vector.sum_squares(from) + LENGTH_EPS).sqrt();
+                to.iter_mut().zip(from).for_each(|(to, x)| *to = x * scale);
+            }
+            let decay = (slope * softplus(gates[0] + shift)).exp();
+            let rate = 1.0 / (1.0 + (-gates[1]).exp());
+            let v = &values[head * n + columns.start..head * n + columns.end];
+            vector.delta(tile, [k, q, v], [decay, rate], out);
+        }
+        for (i, row) in tile.chunks_exact(columns.len()).enumerate() {
+            // SAFETY: phase contract; each item has its own columns of its sequence's state.
+            unsafe { self.new_state(state, span.state, place(i)) }.copy_from_slice(row);
+        }
+    }
+}
+
+/// `ln(1 + e^x)`.
+fn softplus(x: f32) -> f32 {
+    if x > 20.0 { x } else { x.exp().ln_1p() }
 }

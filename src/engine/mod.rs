@@ -254,6 +254,12 @@ impl Engine {
             return Err(EngineError::ObservedOnGpu);
         }
         let unplaced = Arc::new(models::plan(&gguf, &config.rope)?);
+        match models::guessing_layers(&gguf)? {
+            0 => {}
+            n => (config.notice)(&format!(
+                "{n} of the model's layers only guess further tokens (nextn) and are not used"
+            )),
+        }
         let outline = Outline::measured(&unplaced, config);
         // Whatever replaces these executors later runs as many tokens.
         let longer = outline.as_ref().ok().and_then(|outline| outline.batch);

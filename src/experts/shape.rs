@@ -98,15 +98,24 @@ impl Shape {
         let architecture = outline.str("general.architecture")?.to_owned();
         let layers_key = format!("{architecture}.block_count");
         let count = outline.u32(&layers_key)?;
+        // Layers that guess further tokens stand behind the others, and no pass computes them.
+        let guessing = outline.opt_u32(&format!("{architecture}.nextn_predict_layers"))?.unwrap_or(0);
+        let count = count.saturating_sub(guessing);
         if count == 0 || count > MAX_LAYERS {
             return Err(ShapeError::Layers { file: file(), key: layers_key, layers: count });
         }
         let keys = Keys { outline, architecture: &architecture };
         let mut known: Vec<Option<Layer>> = vec![None; count as usize];
         let (mut embedding, mut output, mut rest, mut head_weights) = (0, 0, 0, 0);
+        let mut unused = 0;
         let mut embedding_weights = 0;
         for tensor in &tensors {
-            match layer_of(&tensor.name).and_then(|n| known.get_mut(n)) {
+            let layer = layer_of(&tensor.name);
+            if guessing > 0 && layer.is_some_and(|n| n >= count as usize) {
+                unused += tensor.bytes();
+                continue;
+            }
+            match layer.and_then(|n| known.get_mut(n)) {
                 Some(layer) => keys.add(layer.get_or_insert_with(Layer::default), tensor),
                 None if tensor.name == "token_embd.weight" => {
                     (embedding, embedding_weights) = (tensor.bytes(), tensor.shape.iter().product());
@@ -141,7 +150,7 @@ impl Shape {
             name: outline.opt_str("general.name")?.unwrap_or(&architecture).to_owned(),
             formats: formats(&tensors),
             context: keys.number("context_length").unwrap_or(0),
-            tensor_bytes: in_layers + embedding_bytes + head_bytes,
+            tensor_bytes: in_layers + embedding_bytes + head_bytes + unused,
             layers,
             embedding_bytes,
             head_bytes,
@@ -220,7 +229,7 @@ impl Keys<'_> {
             "attn_k.weight" | "attn_v.weight" => layer.kv_values += rows,
             // One compressed vector for keys and values together.
             "attn_kv_a_mqa.weight" => layer.kv_values += rows,
-            "attn_qkv.weight" if !self.is_recurrent() => {
+            "attn_qkv.weight" if !self.is_recurrent() || self.is_fused_attention(tensor) => {
                 let (heads, dim) = (self.number("attention.head_count_kv"), self.number("attention.key_length"));
                 let width = self.number("embedding_length").unwrap_or(0);
                 let dim = dim.or_else(|| width.checked_div(self.number("attention.head_count")?)).unwrap_or(0);
@@ -250,6 +259,13 @@ impl Keys<'_> {
 
     fn is_recurrent(&self) -> bool {
         self.number("ssm.state_size").is_some()
+    }
+
+    /// Among recurrent layers, those of attention have other rows in a tensor of this name: [q and its gate | k | v].
+    fn is_fused_attention(&self, tensor: &Tensor) -> bool {
+        let n = |key: &str| self.number(key).unwrap_or(0);
+        let (state, groups) = (n("ssm.state_size"), n("ssm.group_count"));
+        tensor.shape.get(1).is_some_and(|&rows| rows != 2 * groups * state + n("ssm.inner_size"))
     }
 
     /// What the layer as a whole has beside its tensors.

@@ -47,14 +47,15 @@ pub struct LayerExperts {
     pub experts: usize,
     /// Picked by one token.
     pub used: usize,
-    /// Of the first expert; the others follow.
+    /// Of the first expert, and how many bytes behind it the next one's lies.
     pub parts: [Extent; PARTS],
+    pub strides: [u64; PARTS],
 }
 
 impl LayerExperts {
     fn extent(&self, expert: usize, part: usize) -> Extent {
         let first = self.parts[part];
-        Extent { offset: first.offset + (expert * first.bytes) as u64, ..first }
+        Extent { offset: first.offset + expert as u64 * self.strides[part], ..first }
     }
 
     /// Bytes of one expert.

@@ -78,6 +78,7 @@ impl Tier {
                 experts: plan.weight(op.gate).experts,
                 used: op.used,
                 parts: ids.map(|id| extent(weights, id)),
+                strides: ids.map(|id| plan.weight(id).stride as u64),
             });
         }
         let all: u64 = layers.iter().map(|layer| layer.experts as u64 * layer.expert_bytes()).sum();
@@ -108,7 +109,7 @@ impl Tier {
 fn extent(weights: &Weights, id: WeightId) -> Extent {
     let weight = weights.plan().weight(id);
     let tensor = &weights.gguf().tensors()[weight.tensor];
-    Extent { shard: tensor.shard, offset: tensor.offset as u64, bytes: weight.expert_bytes() }
+    Extent { shard: tensor.shard, offset: (tensor.offset + weight.offset) as u64, bytes: weight.expert_bytes() }
 }
 
 fn expert_tensors(weights: &Weights) -> Vec<bool> {

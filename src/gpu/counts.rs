@@ -36,7 +36,7 @@ pub fn dispatches(plan: &Plan, op: &Op, bank_bytes: u64, pages: usize) -> usize 
         }
         Op::RmsNorm(_) | Op::RopeStore(_) | Op::TakeRows(_) => 1,
         // Computed by the CPU, see `refusal`.
-        Op::ShortConv(_) => 0,
+        Op::ShortConv(_) | Op::DeltaRule(_) | Op::Gate(_) | Op::Split(_) => 0,
         Op::Move(_) => 0,
     }
 }

@@ -167,7 +167,15 @@ impl Prepared {
             Op::Attention(op) => attention::announce(setup, op.heads),
             Op::Router(op) => experts::announce_router(setup, op),
             Op::Experts(op) => experts::announce(setup, op),
-            Op::Embed(_) | Op::RmsNorm(_) | Op::RopeStore(_) | Op::ShortConv(_) | Op::TakeRows(_) | Op::Move(_) => {}
+            Op::Embed(_)
+            | Op::RmsNorm(_)
+            | Op::RopeStore(_)
+            | Op::ShortConv(_)
+            | Op::DeltaRule(_)
+            | Op::Gate(_)
+            | Op::Split(_)
+            | Op::TakeRows(_)
+            | Op::Move(_) => {}
         }
     }
 
@@ -191,7 +199,7 @@ impl Prepared {
                 Prepared::Experts(Box::new(Experts::new(setup, op, weights)?))
             }
             Op::TakeRows(op) => Prepared::TakeRows(TakeRows::new(setup, op)?),
-            Op::ShortConv(_) => return Err(recurrent(&plan.steps[step].op)),
+            op @ (Op::ShortConv(_) | Op::DeltaRule(_) | Op::Gate(_) | Op::Split(_)) => return Err(left(op)),
             Op::Move(_) => Prepared::Move,
         })
     }
@@ -225,22 +233,25 @@ pub fn refusal(plan: &Plan, op: &Op, kv: KvFormat) -> Option<String> {
         Op::RopeStore(op) => attention::refusal(op.heads, kv),
         Op::Attention(op) => attention::refusal(op.heads, kv),
         Op::Router(op) => decodes(vec![op.weight]).or_else(|| experts::router_refusal(plan, op)),
+        Op::Experts(op) if [op.gate, op.up, op.down].iter().any(|&id| plan.weight(id).is_strided()) => {
+            Some("gate and up of its experts are one tensor".to_owned())
+        }
         Op::Experts(op) => {
             Rows::Paired(op.gate, op.up).problem(plan).or_else(|| decodes(vec![op.down])).or_else(|| {
                 // The shader takes an expert count of at most 1024.
                 (plan.weight(op.gate).experts > experts::MAX_EXPERTS).then(|| "it has too many experts".to_owned())
             })
         }
-        Op::ShortConv(_) => Some(RECURRENT.to_owned()),
+        Op::ShortConv(_) | Op::DeltaRule(_) | Op::Gate(_) | Op::Split(_) => Some(NO_KERNEL.to_owned()),
         Op::RmsNorm(_) | Op::TakeRows(_) | Op::Move(_) => None,
     }
 }
 
-/// Why placement leaves operations with a recurrent state on the CPU.
-const RECURRENT: &str = "its state lies with the CPU";
+/// Why placement leaves operations of recurrent layers, and gates beside them, on the CPU.
+const NO_KERNEL: &str = "it has no kernel for it";
 
-fn recurrent(op: &Op) -> GpuError {
-    GpuError::Unsupported { what: format!("'{}'", op.name()), why: RECURRENT.to_owned() }
+fn left(op: &Op) -> GpuError {
+    GpuError::Unsupported { what: format!("'{}'", op.name()), why: NO_KERNEL.to_owned() }
 }
 
 /// The bytes that a product over these formats reads is whatever the matrix holds: banks whole.

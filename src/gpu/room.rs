@@ -54,7 +54,15 @@ pub fn activation_bytes(plan: &Plan, batch: usize) -> u64 {
             }
             // The most workgroups times the most rows of one, see `ops::attention`.
             Op::Attention(op) => parts = parts.max(32 * 256 * (op.heads.head_dim + 2)),
-            Op::Embed(_) | Op::RmsNorm(_) | Op::RopeStore(_) | Op::ShortConv(_) | Op::TakeRows(_) | Op::Move(_) => {}
+            Op::Embed(_)
+            | Op::RmsNorm(_)
+            | Op::RopeStore(_)
+            | Op::ShortConv(_)
+            | Op::DeltaRule(_)
+            | Op::Gate(_)
+            | Op::Split(_)
+            | Op::TakeRows(_)
+            | Op::Move(_) => {}
         }
     }
     // Three widest rows of scratch: normed, gate and up.

@@ -154,6 +154,9 @@ fn picks_of(op: &Op) -> Option<[Slot; 2]> {
         | Op::GatedUp(_)
         | Op::TakeRows(_)
         | Op::ShortConv(_)
+        | Op::DeltaRule(_)
+        | Op::Gate(_)
+        | Op::Split(_)
         | Op::Move(_) => None,
     }
 }

@@ -81,6 +81,9 @@ fn norms_of(op: &Op) -> Vec<Norm> {
         | Op::Router(_)
         | Op::Experts(_)
         | Op::ShortConv(_)
+        | Op::DeltaRule(_)
+        | Op::Gate(_)
+        | Op::Split(_)
         | Op::TakeRows(_)
         | Op::Move(_) => vec![],
     }

@@ -32,6 +32,7 @@ pub struct Hyper {
     pub experts: usize,
     pub experts_used: usize,
     pub expert_ff: usize,
+    pub shared_ff: usize, // of the experts that every token uses
     pub rope_dims: usize,
     pub rope_base: f32,
     pub rope_scaling: RopeScaling,
@@ -47,7 +48,8 @@ impl Hyper {
         let opt =
             |name: &str| -> Result<Option<usize>, PlanError> { Ok(gguf.opt_u32(&key(name))?.map(|n| n as usize)) };
 
-        let layers = size("block_count")?;
+        // Layers that guess further tokens are counted with the others and stand behind them.
+        let layers = size("block_count")?.saturating_sub(super::guessing_layers(gguf)?);
         let width = size("embedding_length")?;
         let heads = size("attention.head_count")?;
         let (kv_heads, attends) = kv_heads(b, gguf, &arch, layers, heads)?;
@@ -94,6 +96,7 @@ impl Hyper {
             experts,
             experts_used,
             expert_ff: opt("expert_feed_forward_length")?.unwrap_or(ff),
+            shared_ff: opt("expert_shared_feed_forward_length")?.unwrap_or(0),
             rope_dims,
             rope_base: match rope.freq_base {
                 Some(base) => base,
@@ -148,8 +151,8 @@ impl Hyper {
     }
 }
 
-/// Key-value heads of the layers that attend, and which do: one number for all, or one for each layer, 0 for a layer with a
-/// recurrent state.
+/// Key-value heads of the layers that attend, and which do. Either one number for all and a list of those with a recurrent
+/// state (or a period: every so many attends), or a number for each layer, 0 for one with a recurrent state.
 fn kv_heads(
     b: &Builder,
     gguf: &Gguf,
@@ -159,9 +162,20 @@ fn kv_heads(
 ) -> Result<(usize, Vec<bool>), PlanError> {
     let key = format!("{arch}.attention.head_count_kv");
     if gguf.get(&key).is_none_or(|value| value.as_array().is_none()) {
-        return Ok((gguf.opt_u32(&key)?.map_or(heads, |n| n as usize), vec![true; layers]));
+        let heads = gguf.opt_u32(&key)?.map_or(heads, |n| n as usize);
+        let recurrent = format!("{arch}.attention.recurrent_layers");
+        if let Some(recurrent_layers) = gguf.opt_bools(&recurrent)? {
+            if recurrent_layers.len() < layers {
+                let n = recurrent_layers.len();
+                return Err(b.unsupported(format!("'{recurrent}' tells of {n} layers, but there are {layers}")));
+            }
+            return Ok((heads, recurrent_layers[..layers].iter().map(|recurrent| !recurrent).collect()));
+        }
+        let period = gguf.opt_u32(&format!("{arch}.full_attention_interval"))?.unwrap_or(1).max(1) as usize;
+        return Ok((heads, (1..=layers).map(|n| n.is_multiple_of(period)).collect()));
     }
-    let by_layer = gguf.u32s(&key)?;
+    let mut by_layer = gguf.u32s(&key)?;
+    by_layer.truncate(layers);
     let most = by_layer.iter().copied().max().unwrap_or(0);
     if by_layer.len() != layers || by_layer.iter().any(|&n| n != 0 && n != most) {
         return Err(b.unsupported(format!(

@@ -10,6 +10,7 @@ mod hyper;
 mod lfm2;
 mod llama;
 mod qwen;
+mod qwen3next;
 
 pub use hyper::{Hyper, RopeOverride};
 
@@ -28,18 +29,27 @@ struct Outputs {
     logits: crate::plan::Slot,
 }
 
-const ARCHITECTURES: [Architecture; 6] = [
+const ARCHITECTURES: [Architecture; 9] = [
     Architecture { name: "llama", plan: llama::plan },
     Architecture { name: "qwen2", plan: qwen::plan },
     Architecture { name: "qwen3", plan: qwen::plan },
     Architecture { name: "qwen3moe", plan: qwen::plan },
     Architecture { name: "gemma3", plan: gemma3::plan },
     Architecture { name: "lfm2moe", plan: lfm2::plan },
+    Architecture { name: "qwen3next", plan: qwen3next::plan },
+    Architecture { name: "qwen35", plan: qwen3next::plan },
+    Architecture { name: "qwen35moe", plan: qwen3next::plan },
 ];
 
 /// Names of the architectures that rynd runs.
 pub fn known() -> impl Iterator<Item = &'static str> {
     ARCHITECTURES.iter().map(|arch| arch.name)
+}
+
+/// Layers behind the last one that guess further tokens (`nextn`): no pass computes them.
+pub fn guessing_layers(gguf: &Gguf) -> Result<usize, PlanError> {
+    let key = format!("{}.nextn_predict_layers", gguf.str("general.architecture")?);
+    Ok(gguf.opt_u32(&key)?.unwrap_or(0) as usize)
 }
 
 /// The forward pass of the model in this file. `rope` overrides the file's rope scaling.

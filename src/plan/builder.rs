@@ -4,11 +4,12 @@
 //! trust the plan. When the list is complete, slots whose lives do not overlap are given one buffer.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use super::{
-    Activation, Attention, Embed, Experts, GatedUp, Heads, Kv, KvId, Linear, Norm, Op, PageGroup, Part, Plan, RmsNorm,
-    RopeId, RopeStore, RopeTable, Router, Routing, Sections, ShortConv, Side, Slot, SlotInfo, SlotKind, State, StateId,
-    Step, TakeRows, Weight, WeightId, mixtures,
+    Activation, Attention, DeltaHeads, DeltaRule, Embed, Experts, Gate, GatedUp, Heads, Kv, KvId, Linear, Norm, Op,
+    PageGroup, Part, Plan, RmsNorm, RopeId, RopeStore, RopeTable, Router, Routing, Sections, ShortConv, Side, Slot,
+    SlotInfo, SlotKind, Split, State, StateId, Step, TakeRows, Weight, WeightId, mixtures,
 };
 use crate::gguf::Gguf;
 
@@ -41,7 +42,7 @@ pub struct Builder<'a> {
     steps: Vec<Step>,
     slots: Vec<(usize, Kind)>, // width, kind
     weights: Vec<Weight>,
-    by_name: HashMap<String, WeightId>,
+    by_name: HashMap<(String, Range<usize>), WeightId>, // and its rows
     kv: Vec<Kv>,
     groups: Vec<PageGroup>,
     states: Vec<State>,
@@ -119,8 +120,22 @@ impl<'a> Builder<'a> {
         self.find(&name, shape)
     }
 
+    /// Some rows of a tensor that must be there with this shape (values of a vector): what converters put into one.
+    pub fn rows(&mut self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<WeightId, PlanError> {
+        let name = self.name(name);
+        match self.find_rows(&name, shape, rows)? {
+            Some(id) => Ok(id),
+            None => Err(PlanError::MissingTensor { file: self.file(), tensor: name, arch: self.arch.clone() }),
+        }
+    }
+
     fn find(&mut self, name: &str, shape: &[usize]) -> Result<Option<WeightId>, PlanError> {
-        if let Some(&id) = self.by_name.get(name) {
+        self.find_rows(name, shape, 0..shape[shape.len().min(2) - 1])
+    }
+
+    fn find_rows(&mut self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<Option<WeightId>, PlanError> {
+        let key = (name.to_owned(), rows.clone());
+        if let Some(&id) = self.by_name.get(&key) {
             return Ok(Some(id));
         }
         let Some(index) = self.gguf.tensor_index(name) else { return Ok(None) };
@@ -129,20 +144,34 @@ impl<'a> Builder<'a> {
         while found.len() > shape.len() && found.last() == Some(&1) {
             found.pop();
         }
+        while found.len() < shape.len() && shape[found.len()] == 1 {
+            found.push(1);
+        }
         let expected: Vec<u64> = shape.iter().map(|&n| n as u64).collect();
         if found != expected {
             return Err(PlanError::WrongShape { file: self.file(), tensor: name.to_owned(), found, expected });
         }
-        let id = WeightId(self.weights.len() as u32);
-        self.weights.push(Weight {
+        let whole = shape.get(1).copied().unwrap_or(1);
+        let mut weight = Weight {
             name: name.to_owned(),
             tensor: index,
             format: tensor.format,
             k: shape[0],
-            rows: shape.get(1).copied().unwrap_or(1),
+            rows: rows.len(),
             experts: shape.get(2).copied().unwrap_or(1),
-        });
-        self.by_name.insert(name.to_owned(), id);
+            offset: 0,
+            stride: 0,
+        };
+        weight.stride = weight.row_bytes() * whole;
+        if shape.len() > 1 {
+            weight.offset = rows.start * weight.row_bytes();
+        } else {
+            (weight.k, weight.rows) = (rows.len(), 1);
+            weight.offset = tensor.format.row_bytes(rows.start).unwrap_or(0);
+        }
+        let id = WeightId(self.weights.len() as u32);
+        self.weights.push(weight);
+        self.by_name.insert(key, id);
         Ok(Some(id))
     }
 
@@ -161,6 +190,26 @@ impl<'a> Builder<'a> {
         let weight = self.weight(&format!("{name}.weight"), &[k, n])?;
         let bias = self.optional_weight(&format!("{name}.bias"), &[n])?;
         Ok(Part { weight, bias, out: self.slot(n) })
+    }
+
+    /// The parts of a `linear` that a converter put into one tensor, one after the other: `NAME.weight` (sum of ns, k).
+    pub fn fused_parts<const N: usize>(
+        &mut self,
+        name: &str,
+        k: usize,
+        ns: [usize; N],
+    ) -> Result<[Part; N], PlanError> {
+        let all = ns.iter().sum();
+        let (weights, biases) = (format!("{name}.weight"), format!("{name}.bias"));
+        let mut parts = vec![];
+        let mut first = 0;
+        for n in ns {
+            let weight = self.rows(&weights, &[k, all], first..first + n)?;
+            let bias = if self.has(&biases) { Some(self.rows(&biases, &[all], first..first + n)?) } else { None };
+            parts.push(Part { weight, bias, out: self.slot(n) });
+            first += n;
+        }
+        parts.try_into().map_err(|_| self.unsupported(format!("'{name}' has other parts")))
     }
 
     /// Registers a rotary embedding; equal tables share one id.
@@ -238,7 +287,7 @@ impl<'a> Builder<'a> {
         out
     }
 
-    /// The gated half of a feed-forward network: (t, ff).
+    /// The gated half of a feed-forward network, `ffn_gate` and `ffn_up`: (t, ff).
     pub fn gated_up(
         &mut self,
         x: Slot,
@@ -247,8 +296,20 @@ impl<'a> Builder<'a> {
         ff: usize,
         act: Activation,
     ) -> Result<Slot, PlanError> {
-        let gate = self.weight("ffn_gate.weight", &[n, ff])?;
-        let up = self.weight("ffn_up.weight", &[n, ff])?;
+        self.gated_up_of(["ffn_gate", "ffn_up"], x, norm, [n, ff], act)
+    }
+
+    /// The same by other tensors.
+    pub fn gated_up_of(
+        &mut self,
+        [gate, up]: [&str; 2],
+        x: Slot,
+        norm: Option<Norm>,
+        [n, ff]: [usize; 2],
+        act: Activation,
+    ) -> Result<Slot, PlanError> {
+        let gate = self.weight(&format!("{gate}.weight"), &[n, ff])?;
+        let up = self.weight(&format!("{up}.weight"), &[n, ff])?;
         let out = self.slot(ff);
         self.push(Op::GatedUp(GatedUp { x, norm, gate, up, act, out }));
         Ok(out)
@@ -267,7 +328,8 @@ impl<'a> Builder<'a> {
         Ok([ids, weights])
     }
 
-    /// `onto +=` the picked experts' weighted outputs; expert tensors `ffn_{gate,up,down}_exps.weight`.
+    /// `onto +=` the picked experts' weighted outputs; expert tensors `ffn_{gate,up,down}_exps.weight`, or the
+    /// rows of gate and then of up in `ffn_gate_up_exps.weight`.
     pub fn add_experts(
         &mut self,
         x: Slot,
@@ -276,8 +338,13 @@ impl<'a> Builder<'a> {
         act: Activation,
         onto: Slot,
     ) -> Result<(), PlanError> {
-        let gate = self.weight("ffn_gate_exps.weight", &[n, ff, experts])?;
-        let up = self.weight("ffn_up_exps.weight", &[n, ff, experts])?;
+        let (gate, up) = if self.has("ffn_gate_up_exps.weight") {
+            let mut half = |rows| self.rows("ffn_gate_up_exps.weight", &[n, 2 * ff, experts], rows);
+            (half(0..ff)?, half(ff..2 * ff)?)
+        } else {
+            let mut whole = |name| self.weight(name, &[n, ff, experts]);
+            (whole("ffn_gate_exps.weight")?, whole("ffn_up_exps.weight")?)
+        };
         let down = self.weight("ffn_down_exps.weight", &[ff, n, experts])?;
         self.push(Op::Experts(Experts { x, ids, weights, used, gate, up, down, act, out: onto }));
         Ok(())
@@ -303,6 +370,28 @@ impl<'a> Builder<'a> {
         let out = self.slot(n);
         self.push(Op::ShortConv(ShortConv { x, weight, gated, act, state, out }));
         Ok(out)
+    }
+
+    /// The gated delta rule over [q | k | v], with `ssm_a` and `ssm_dt.bias`: (t, values * value_dim).
+    pub fn delta_rule(&mut self, x: Slot, [decay, rate]: [Slot; 2], heads: DeltaHeads) -> Result<Slot, PlanError> {
+        let slope = self.weight("ssm_a", &[heads.values])?;
+        let shift = self.weight("ssm_dt.bias", &[heads.values])?;
+        let state = self.state(heads.values * heads.key_dim * heads.value_dim);
+        let out = self.slot(heads.values * heads.value_dim);
+        self.push(Op::DeltaRule(DeltaRule { x, decay, rate, slope, shift, heads, state, out }));
+        Ok(out)
+    }
+
+    /// `x = norm(x) * sigmoid(gate)` by heads, or `silu(gate)`.
+    pub fn gate(&mut self, x: Slot, norm: Option<Norm>, gate: Slot, silu: bool, heads: usize) {
+        self.push(Op::Gate(Gate { x, gate, norm, silu, heads }));
+    }
+
+    /// The columns of `x`, seen as so many groups, dealt out: (t, groups * width) for each of the widths.
+    pub fn split<const N: usize>(&mut self, x: Slot, groups: usize, widths: [usize; N]) -> [Slot; N] {
+        let outs = widths.map(|width| self.slot(groups * width));
+        self.push(Op::Split(Split { x, groups, outs: outs.to_vec() }));
+        outs
     }
 
     /// Only the rows whose logits are wanted go on: (r, n).

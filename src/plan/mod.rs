@@ -14,8 +14,8 @@ mod routing;
 pub use builder::{Builder, PlanError};
 pub use mixture::{Mixture, mixtures};
 pub use op::{
-    Activation, Attention, Embed, Experts, GatedUp, Heads, Linear, Move, Norm, Op, Part, RmsNorm, RopeStore, Router,
-    ShortConv, TakeRows,
+    Activation, Attention, DeltaHeads, DeltaRule, Embed, Experts, Gate, GatedUp, Heads, Linear, Move, Norm, Op, Part,
+    RmsNorm, RopeStore, Router, ShortConv, Split, TakeRows,
 };
 pub use place::{Room, Sides, Stage, place, stages};
 pub use rope::{RopeLayout, RopeScaling, RopeTable};
@@ -91,7 +91,7 @@ pub struct SlotInfo {
     pub taken: bool,
 }
 
-/// A weight tensor as a plan sees it: `experts` matrices of (rows, k), row-major.
+/// A weight tensor, or neighbouring rows of one, as a plan sees it: `experts` matrices of (rows, k), row-major.
 #[derive(Clone, Debug)]
 pub struct Weight {
     pub name: String,
@@ -101,12 +101,27 @@ pub struct Weight {
     pub k: usize,
     pub rows: usize,
     pub experts: usize,
+    /// Bytes of the tensor before its first row.
+    pub offset: usize,
+    /// Bytes from one expert's first row to the next one's.
+    pub stride: usize,
 }
 
 impl Weight {
     /// Bytes of one row of k weights.
     pub fn row_bytes(&self) -> usize {
         self.format.row_bytes(self.k).unwrap_or(0)
+    }
+
+    /// Where an expert's matrix lies in the tensor, in bytes.
+    pub fn expert_range(&self, expert: usize) -> Range<usize> {
+        let first = self.offset + expert * self.stride;
+        first..first + self.expert_bytes()
+    }
+
+    /// Whether other rows lie between one expert's and the next one's.
+    pub fn is_strided(&self) -> bool {
+        self.experts > 1 && self.stride != self.expert_bytes()
     }
 
     /// Bytes of one expert's matrix; of the whole tensor when it has one.
@@ -235,6 +250,9 @@ impl Plan {
                     | Op::GatedUp(_)
                     | Op::Router(_)
                     | Op::ShortConv(_)
+                    | Op::DeltaRule(_)
+                    | Op::Gate(_)
+                    | Op::Split(_)
                     | Op::TakeRows(_)
                     | Op::Move(_) => weight.expert_bytes() * weight.experts,
                 }

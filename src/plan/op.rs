@@ -143,6 +143,61 @@ pub struct ShortConv {
     pub out: Slot,
 }
 
+/// The columns of `x (t, groups * n)`, seen as (t, groups, n), dealt out: `outs[i]` (t, groups * n_i) gets the next n_i columns
+/// of every group.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Split {
+    pub x: Slot,
+    pub groups: usize,
+    pub outs: Vec<Slot>,
+}
+
+/// In place and head by head, `x (t, heads * d) = norm(x) * sigmoid(gate)`, times the gate once more with `silu`; gate:
+/// (t, heads * d), or (t, heads) with one value for a head; norm weight: (d).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Gate {
+    pub x: Slot,
+    pub gate: Slot,
+    pub norm: Option<Norm>,
+    pub silu: bool,
+    pub heads: usize,
+}
+
+/// The heads of a delta rule: `keys` of q and k, `values` of v, each of its own width. Value head v belongs to key head
+/// `v % keys` when `tiled`, else to `v / (values / keys)`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DeltaHeads {
+    pub keys: usize,
+    pub key_dim: usize,
+    pub values: usize,
+    pub value_dim: usize,
+    pub tiled: bool,
+}
+
+impl DeltaHeads {
+    /// Columns of [q | k | v].
+    pub fn width(&self) -> usize {
+        2 * self.keys * self.key_dim + self.values * self.value_dim
+    }
+}
+
+/// The gated delta rule (Yang et al. 2024, "Gated Delta Networks", equation 10), head by head and token by token of a sequence:
+/// `S = a S; S += k^T (b (v - k S)); out = q S` with S (key_dim, value_dim) from the state (values, key_dim, value_dim).
+/// x (t, width) is [q | k | v]; q and k are divided by `sqrt(sum of squares + 1e-6)`, q by `sqrt(key_dim)` too;
+/// `a = exp(slope softplus(decay + shift))`, `b = sigmoid(rate)`; decay, rate: (t, values), slope, shift: (values), out:
+/// (t, values * value_dim).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DeltaRule {
+    pub x: Slot,
+    pub decay: Slot,
+    pub rate: Slot,
+    pub slope: WeightId,
+    pub shift: WeightId,
+    pub heads: DeltaHeads,
+    pub state: StateId,
+    pub out: Slot,
+}
+
 /// `out (r, n)` = the rows of `x (t, n)` whose logits are wanted. Later steps run on r rows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TakeRows {
@@ -168,6 +223,9 @@ pub enum Op {
     Router(Router),
     Experts(Experts),
     ShortConv(ShortConv),
+    DeltaRule(DeltaRule),
+    Gate(Gate),
+    Split(Split),
     TakeRows(TakeRows),
     Move(Move),
 }
@@ -185,6 +243,9 @@ impl Op {
             Op::Router(_) => "router",
             Op::Experts(_) => "experts",
             Op::ShortConv(_) => "short_conv",
+            Op::DeltaRule(_) => "delta_rule",
+            Op::Gate(_) => "gate",
+            Op::Split(_) => "split",
             Op::TakeRows(_) => "take_rows",
             Op::Move(_) => "move",
         }
@@ -208,6 +269,9 @@ impl Op {
             Op::Router(op) => vec![op.x],
             Op::Experts(op) => vec![op.x, op.ids, op.weights, op.out],
             Op::ShortConv(op) => vec![op.x],
+            Op::DeltaRule(op) => vec![op.x, op.decay, op.rate],
+            Op::Gate(op) => vec![op.x, op.gate],
+            Op::Split(op) => vec![op.x],
             Op::TakeRows(op) => vec![op.x],
             Op::Move(op) => vec![op.slot],
         }
@@ -225,6 +289,9 @@ impl Op {
             Op::Router(op) => vec![op.ids, op.weights],
             Op::Experts(op) => vec![op.out],
             Op::ShortConv(op) => vec![op.out],
+            Op::DeltaRule(op) => vec![op.out],
+            Op::Gate(op) => vec![op.x],
+            Op::Split(op) => op.outs.clone(),
             Op::TakeRows(op) => vec![op.out],
             Op::Move(op) => vec![op.slot],
         }
@@ -245,7 +312,9 @@ impl Op {
             Op::Router(op) => [op.weight].into_iter().chain(op.routing.bias).collect(),
             Op::Experts(op) => vec![op.gate, op.up, op.down],
             Op::ShortConv(op) => vec![op.weight],
-            Op::Attention(_) | Op::TakeRows(_) | Op::Move(_) => vec![],
+            Op::DeltaRule(op) => vec![op.slope, op.shift],
+            Op::Gate(op) => norm(op.norm).into_iter().collect(),
+            Op::Attention(_) | Op::Split(_) | Op::TakeRows(_) | Op::Move(_) => vec![],
         }
     }
 
@@ -255,12 +324,15 @@ impl Op {
             Op::RopeStore(op) => vec![Memory::Kv(op.kv)],
             Op::Attention(op) => vec![Memory::Kv(op.kv)],
             Op::ShortConv(op) => vec![Memory::State(op.state)],
+            Op::DeltaRule(op) => vec![Memory::State(op.state)],
             Op::Embed(_)
             | Op::RmsNorm(_)
             | Op::Linear(_)
             | Op::GatedUp(_)
             | Op::Router(_)
             | Op::Experts(_)
+            | Op::Gate(_)
+            | Op::Split(_)
             | Op::TakeRows(_)
             | Op::Move(_) => vec![],
         }
@@ -281,6 +353,9 @@ impl Op {
             | Op::Router(_)
             | Op::Experts(_)
             | Op::ShortConv(_)
+            | Op::DeltaRule(_)
+            | Op::Gate(_)
+            | Op::Split(_)
             | Op::TakeRows(_)
             | Op::Move(_) => 0,
         }

@@ -30,15 +30,17 @@ impl Weights {
         &self.gguf
     }
 
-    /// The whole tensor: (experts, rows, k) blocks.
+    /// The whole weight: (experts, rows, k) blocks, with what lies between the experts of a strided one.
     pub fn bytes(&self, id: WeightId) -> &[u8] {
-        self.gguf.bytes(&self.gguf.tensors()[self.plan.weight(id).tensor])
+        let weight = self.plan.weight(id);
+        let end = weight.expert_range(weight.experts - 1).end;
+        &self.gguf.bytes(&self.gguf.tensors()[weight.tensor])[weight.offset..end]
     }
 
     /// One expert's matrix: (rows, k) blocks.
     pub fn expert(&self, id: WeightId, expert: usize) -> &[u8] {
-        let size = self.plan.weight(id).expert_bytes();
-        &self.bytes(id)[expert * size..(expert + 1) * size]
+        let weight = self.plan.weight(id);
+        &self.gguf.bytes(&self.gguf.tensors()[weight.tensor])[weight.expert_range(expert)]
     }
 
     /// Lets the kernel take the tensor's pages back; they are read from the file again when touched.

@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // Each test file uses its part.
 
+pub mod variants;
 pub mod wide;
 
 use std::collections::HashMap;
@@ -20,7 +21,7 @@ pub fn fixture(path: &str) -> PathBuf {
 }
 
 pub fn reference(model: &str) -> Value {
-    let text = std::fs::read_to_string(fixture(&format!("models/{model}/reference.json"))).unwrap();
+    let text = std::fs::read_to_string(fixture(&format!("models/{}/reference.json", variants::parent(model)))).unwrap();
     serde_json::from_str(&text).unwrap()
 }
 
@@ -43,6 +44,9 @@ pub fn exact() -> EngineConfig {
 
 /// The file of a model whose references are in tests/fixtures/models.
 pub fn model(name: &str) -> PathBuf {
+    if let Some(variant) = variants::path(name) {
+        return variant;
+    }
     if name == "qwen3moe_wide" { wide::path() } else { fixture(&format!("models/{name}/model.gguf")) }
 }
 
@@ -109,12 +113,12 @@ pub fn check_as(model: &str, tolerance: f32, config: &EngineConfig) {
         let long = ids(&reference["prompts"]["long"]["ids"]);
 
         let logits = all_logits(&mut engine, &short);
-        let off = furthest(&logits, &npy(&format!("models/{model}/logits_short.npy")));
+        let off = furthest(&logits, &npy(&format!("models/{}/logits_short.npy", variants::parent(model))));
         assert!(off <= tolerance, "{model}, batch {batch}: short logits are {off} off");
 
         let logits = all_logits(&mut engine, &long);
         let last = &logits[logits.len() - vocab..];
-        let off = furthest(last, &npy(&format!("models/{model}/logits_long_last.npy")));
+        let off = furthest(last, &npy(&format!("models/{}/logits_long_last.npy", variants::parent(model))));
         assert!(off <= tolerance, "{model}, batch {batch}: long logits are {off} off");
         let argmaxes: Vec<u32> = logits.chunks_exact(vocab).map(argmax).collect();
         assert_eq!(argmaxes, ids(&reference["argmax_long_all"]), "{model}, batch {batch}");
@@ -133,7 +137,7 @@ fn check_hidden_and_picks(model: &str, reference: &Value, config: &EngineConfig)
     let short = ids(&reference["prompts"]["short"]["ids"]);
     let plan = engine.plan().clone();
     let width = plan.slot(plan.hidden).width;
-    let hidden = npy(&format!("models/{model}/hidden_short.npy"));
+    let hidden = npy(&format!("models/{}/hidden_short.npy", variants::parent(model)));
     let expected = |row: usize| &hidden[row * short.len() * width..(row + 1) * short.len() * width];
     let mut layers = 0;
     let mut routed = 0;

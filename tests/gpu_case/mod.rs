@@ -198,7 +198,9 @@ impl Case {
         let at = |i: usize| shape.get(i).copied().unwrap_or(1);
         let bytes = blocks(format, shape.iter().product(), &mut self.random);
         self.tensors.push((name.clone(), format, shape.iter().map(|&n| n as u64).collect(), bytes));
-        self.plan.weights.push(Weight { name, tensor: index, format, k: at(0), rows: at(1), experts: at(2) });
+        let stride = format.row_bytes(at(0)).unwrap() * at(1);
+        let (k, rows, experts) = (at(0), at(1), at(2));
+        self.plan.weights.push(Weight { name, tensor: index, format, k, rows, experts, offset: 0, stride });
         WeightId(index as u32)
     }
 

@@ -197,10 +197,9 @@ impl Worker {
                 // The tiers are exclusive: what is in VRAM need not stay in the page cache.
                 for id in job.tensors {
                     let weight = self.weights.plan().weight(id);
-                    let (tensor, size) = (weight.tensor, weight.expert_bytes());
-                    let range = job.promotion.expert * size..(job.promotion.expert + 1) * size;
+                    let range = weight.expert_range(job.promotion.expert);
                     let gguf = self.weights.gguf();
-                    gguf.advise_range(&gguf.tensors()[tensor], range, Advice::DontNeed);
+                    gguf.advise_range(&gguf.tensors()[weight.tensor], range, Advice::DontNeed);
                 }
             }
             self.tell(job.promotion, result);

@@ -9,8 +9,20 @@ use crate::simd::scalar::vector as portable;
 use crate::simd::scalar::vector::{GELU_CUBIC, GELU_LINEAR};
 use crate::vector::Vector;
 
-pub(crate) const TABLE: Vector =
-    Vector { dot, axpy, scale_mul, silu_mul, gelu_mul, max, exp_sub, scale, f16_to_f32, f32_to_f16 };
+pub(crate) const TABLE: Vector = Vector {
+    dot,
+    axpy,
+    scale_mul,
+    silu_mul,
+    gelu_mul,
+    sigmoid_mul,
+    delta,
+    max,
+    exp_sub,
+    scale,
+    f16_to_f32,
+    f32_to_f16,
+};
 
 /// Lanes of a vector.
 const LANES: usize = 8;
@@ -132,6 +144,58 @@ fn gated(gate: &mut [f32], up: &[f32], gate_of: impl Fn(__m256) -> __m256) {
     let v = _mm256_mul_ps(gate_of(load(&gate)), load(&up));
     store(&mut gate, v);
     gate_rest.copy_from_slice(&gate[..gate_rest.len()]);
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn sigmoid_mul(x: &mut [f32], gate: &[f32]) {
+    let (x8, x_rest) = x.as_chunks_mut();
+    let (gate8, gate_rest) = gate.as_chunks();
+    for (x, gate) in x8.iter_mut().zip(gate8) {
+        let v = sigmoid_times(load(gate), load(x));
+        store(x, v);
+    }
+    let (mut x, gate) = (padded(x_rest), padded(gate_rest));
+    let v = sigmoid_times(load(&gate), load(&x));
+    store(&mut x, v);
+    x_rest.copy_from_slice(&x[..x_rest.len()]);
+}
+
+/// Four vectors of columns at a time, the rest in portable code. Both sums are over the old state, so that it is read twice
+/// and written once: `q (decay S + k u) = decay q S + (q k) u`.
+#[target_feature(enable = "avx2,fma")]
+fn delta(state: &mut [f32], k: &[f32], q: &[f32], v: &[f32], decay: f32, rate: f32, out: &mut [f32]) {
+    const WIDE: usize = 4;
+    let c = v.len();
+    if !c.is_multiple_of(WIDE * LANES) {
+        return portable::delta(state, k, q, v, decay, rate, out);
+    }
+    let (decays, rates, both) = (_mm256_set1_ps(decay), _mm256_set1_ps(rate), _mm256_set1_ps(dot(k, q)));
+    for ((at, v), out) in (0..c)
+        .step_by(WIDE * LANES)
+        .zip(v.as_chunks::<LANES>().0.chunks_exact(WIDE))
+        .zip(out.as_chunks_mut::<LANES>().0.chunks_exact_mut(WIDE))
+    {
+        let (mut seen, mut mixed) = ([_mm256_setzero_ps(); WIDE], [_mm256_setzero_ps(); WIDE]);
+        for ((row, k), q) in state.chunks_exact(c).zip(k).zip(q) {
+            let (k, q) = (_mm256_set1_ps(*k), _mm256_set1_ps(*q));
+            for (i, s) in row[at..at + WIDE * LANES].as_chunks().0.iter().enumerate() {
+                seen[i] = _mm256_fmadd_ps(k, load(s), seen[i]);
+                mixed[i] = _mm256_fmadd_ps(q, load(s), mixed[i]);
+            }
+        }
+        let mut new = [_mm256_setzero_ps(); WIDE];
+        for i in 0..WIDE {
+            new[i] = _mm256_mul_ps(rates, _mm256_fnmadd_ps(decays, seen[i], load(&v[i])));
+            store(&mut out[i], _mm256_fmadd_ps(both, new[i], _mm256_mul_ps(decays, mixed[i])));
+        }
+        for (row, k) in state.chunks_exact_mut(c).zip(k) {
+            let k = _mm256_set1_ps(*k);
+            for (i, s) in row[at..at + WIDE * LANES].as_chunks_mut().0.iter_mut().enumerate() {
+                let grown = _mm256_fmadd_ps(k, new[i], _mm256_mul_ps(decays, load(s)));
+                store(s, grown);
+            }
+        }
+    }
 }
 
 #[target_feature(enable = "avx2,fma")]

@@ -7,8 +7,20 @@ use half::f16;
 use crate::simd::scalar::vector::{GELU_CUBIC, GELU_LINEAR};
 use crate::vector::Vector;
 
-pub(crate) const TABLE: Vector =
-    Vector { dot, axpy, scale_mul, silu_mul, gelu_mul, max, exp_sub, scale, f16_to_f32, f32_to_f16 };
+pub(crate) const TABLE: Vector = Vector {
+    dot,
+    axpy,
+    scale_mul,
+    silu_mul,
+    gelu_mul,
+    sigmoid_mul,
+    delta,
+    max,
+    exp_sub,
+    scale,
+    f16_to_f32,
+    f32_to_f16,
+};
 
 /// The lanes of the vector at `at` that lie inside `len`.
 #[inline]
@@ -126,6 +138,59 @@ fn gelu_mul(gate: &mut [f32], up: &[f32]) {
 fn sigmoid_times(z: __m512, g: __m512) -> __m512 {
     let e = exp(_mm512_sub_ps(_mm512_setzero_ps(), z));
     _mm512_div_ps(g, _mm512_add_ps(_mm512_set1_ps(1.0), e))
+}
+
+#[target_feature(enable = "avx512f")]
+fn sigmoid_mul(x: &mut [f32], gate: &[f32]) {
+    for at in (0..x.len()).step_by(16) {
+        let y = sigmoid_times(load(gate, at), load(x, at));
+        store(x, at, y);
+    }
+}
+
+/// Two vectors of columns at a time. Both sums are over the old state, so that it is read twice and written once:
+/// `q (decay S + k u) = decay q S + (q k) u`.
+#[target_feature(enable = "avx512f")]
+fn delta(state: &mut [f32], k: &[f32], q: &[f32], v: &[f32], decay: f32, rate: f32, out: &mut [f32]) {
+    let c = v.len();
+    let (decays, rates, both) = (_mm512_set1_ps(decay), _mm512_set1_ps(rate), _mm512_set1_ps(dot(k, q)));
+    for at in (0..c).step_by(32) {
+        let masks = [lanes(c, at), if c > at + 16 { lanes(c, at + 16) } else { 0 }];
+        // The mask keeps every access of row i inside of it.
+        let place = |i: usize, half: usize| i * c + at + 16 * half;
+        let mut seen = [[_mm512_setzero_ps(); 2]; 2];
+        let mut mixed = [[_mm512_setzero_ps(); 2]; 2];
+        for (i, (k, q)) in k.iter().zip(q).enumerate() {
+            for half in 0..2 {
+                // SAFETY: the mask keeps the load inside the slice.
+                let s = unsafe { _mm512_maskz_loadu_ps(masks[half], state.as_ptr().wrapping_add(place(i, half))) };
+                seen[i % 2][half] = _mm512_fmadd_ps(_mm512_set1_ps(*k), s, seen[i % 2][half]);
+                mixed[i % 2][half] = _mm512_fmadd_ps(_mm512_set1_ps(*q), s, mixed[i % 2][half]);
+            }
+        }
+        let mut new = [_mm512_setzero_ps(); 2];
+        for half in 0..2 {
+            let seen = _mm512_mul_ps(decays, _mm512_add_ps(seen[0][half], seen[1][half]));
+            let mixed = _mm512_mul_ps(decays, _mm512_add_ps(mixed[0][half], mixed[1][half]));
+            // SAFETY: the mask keeps load and store inside the slices.
+            unsafe {
+                let v = _mm512_maskz_loadu_ps(masks[half], v.as_ptr().wrapping_add(at + 16 * half));
+                new[half] = _mm512_mul_ps(rates, _mm512_sub_ps(v, seen));
+                let y = _mm512_fmadd_ps(both, new[half], mixed);
+                _mm512_mask_storeu_ps(out.as_mut_ptr().wrapping_add(at + 16 * half), masks[half], y);
+            }
+        }
+        for (i, k) in k.iter().enumerate() {
+            for half in 0..2 {
+                // SAFETY: the mask keeps load and store inside the slice.
+                unsafe {
+                    let place = state.as_mut_ptr().wrapping_add(place(i, half));
+                    let s = _mm512_mul_ps(decays, _mm512_maskz_loadu_ps(masks[half], place));
+                    _mm512_mask_storeu_ps(place, masks[half], _mm512_fmadd_ps(_mm512_set1_ps(*k), new[half], s));
+                }
+            }
+        }
+    }
 }
 
 #[target_feature(enable = "avx512f")]

@@ -4,8 +4,20 @@ use half::f16;
 
 use crate::vector::Vector;
 
-pub(crate) const TABLE: Vector =
-    Vector { dot, axpy, scale_mul, silu_mul, gelu_mul, max, exp_sub, scale, f16_to_f32, f32_to_f16 };
+pub(crate) const TABLE: Vector = Vector {
+    dot,
+    axpy,
+    scale_mul,
+    silu_mul,
+    gelu_mul,
+    sigmoid_mul,
+    delta,
+    max,
+    exp_sub,
+    scale,
+    f16_to_f32,
+    f32_to_f16,
+};
 
 const LANES: usize = 8;
 
@@ -47,6 +59,38 @@ fn gelu_mul(gate: &mut [f32], up: &[f32]) {
     for (g, u) in gate.iter_mut().zip(up) {
         let z = *g * (GELU_LINEAR + GELU_CUBIC * *g * *g);
         *g = *g / (1.0 + (-z).exp()) * u;
+    }
+}
+
+fn sigmoid_mul(x: &mut [f32], gate: &[f32]) {
+    for (x, g) in x.iter_mut().zip(gate) {
+        *x /= 1.0 + (-*g).exp();
+    }
+}
+
+/// Columns that are summed at once.
+const COLUMNS: usize = 16;
+
+pub(crate) fn delta(state: &mut [f32], k: &[f32], q: &[f32], v: &[f32], decay: f32, rate: f32, out: &mut [f32]) {
+    let c = v.len();
+    state.iter_mut().for_each(|s| *s *= decay);
+    for first in (0..c).step_by(COLUMNS) {
+        let columns = first..(first + COLUMNS).min(c);
+        let n = columns.len();
+        let (mut seen, mut mixed) = ([0.0; COLUMNS], [0.0; COLUMNS]);
+        for (row, k) in state.chunks_exact(c).zip(k) {
+            axpy(&mut seen[..n], *k, &row[columns.clone()]);
+        }
+        // What is new in v.
+        for (seen, v) in seen.iter_mut().zip(&v[columns.clone()]) {
+            *seen = rate * (v - *seen);
+        }
+        for ((row, k), q) in state.chunks_exact_mut(c).zip(k).zip(q) {
+            let row = &mut row[columns.clone()];
+            axpy(row, *k, &seen[..n]);
+            axpy(&mut mixed[..n], *q, row);
+        }
+        out[columns].copy_from_slice(&mixed[..n]);
     }
 }
 
