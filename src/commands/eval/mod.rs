@@ -2,8 +2,10 @@
 
 mod answer;
 mod humaneval;
+mod jail;
 mod results;
-mod sandbox;
+pub mod sandbox;
+mod walls;
 
 use std::process::ExitCode;
 
@@ -22,12 +24,15 @@ pub struct Arguments {
 
 #[derive(Debug, clap::Subcommand)]
 enum Benchmark {
-    Humaneval(humaneval::Arguments),
+    Humaneval(Box<humaneval::Arguments>),
+    #[command(hide = true)]
+    Jail(jail::Arguments),
 }
 
 /// Runs the command.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     match &arguments.benchmark {
         Benchmark::Humaneval(arguments) => humaneval::run(arguments),
+        Benchmark::Jail(arguments) => jail::run(arguments),
     }
 }
