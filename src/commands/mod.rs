@@ -13,7 +13,7 @@ mod completions;
 mod counters;
 mod devices;
 mod gpu;
-mod eval;
+pub mod eval;
 mod experts;
 mod imatrix;
 mod input;
@@ -89,7 +89,16 @@ enum Command {
 pub fn run(cli: Cli) -> Result<ExitCode> {
     rynd_quant::Kernels::from_env()?;
     crate::engine::quiet_drivers();
-    match cli.command {
+    let done = dispatch(cli.command);
+    // Whatever read the mapping, such as a vocabulary or a copy, may have read zeros.
+    match crate::gguf::damaged_file() {
+        Some(file) => Err(crate::gguf::GgufError::Damaged { file }.into()),
+        None => done,
+    }
+}
+
+fn dispatch(command: Command) -> Result<ExitCode> {
+    match command {
         Command::Chat(arguments) => chat::run(&arguments),
         Command::Run(arguments) => run::run(&arguments),
         Command::Complete(arguments) => complete::run(&arguments),
@@ -114,6 +123,8 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
 }
 
 pub use interrupt::EXIT_CODE as INTERRUPTED;
+#[cfg(feature = "fuzz")]
+pub use lsp::read_messages;
 pub use obtain::is_interruption;
 
 /// Whether the error is only that nobody reads our output any more (`rynd run ... | head -1`).

@@ -556,7 +556,7 @@ impl Engine {
                 }
             }
         }
-        result
+        result.and_then(|()| Ok(self.gguf.check_intact()?))
     }
 
     /// Gives the trace file its name. Dropping the engine does the same, but can not say what went wrong.

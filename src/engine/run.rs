@@ -194,6 +194,7 @@ impl Engine {
                 backend.read(self.plan.logits, &mut self.results.logits)?;
             }
         }
+        self.gguf.check_intact()?;
         self.record(env)
     }
 

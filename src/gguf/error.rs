@@ -50,6 +50,13 @@ pub enum GgufError {
     )]
     Truncated { file: PathBuf, tensor: String, end: u64, len: u64 },
 
+    /// The file was whole when it was opened.
+    #[error(
+        "{}: a part of the file was gone when it was read: it was cut short or its disk failed; nothing computed since is \
+         used. Restore the file and start again", .file.display()
+    )]
+    Damaged { file: PathBuf },
+
     #[error("{}: shard {no} of {count} is missing; put it beside {} and try again", .file.display(), .beside.display())]
     MissingShard { file: PathBuf, beside: PathBuf, no: u32, count: u32 },
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use memmap2::Mmap;
 
 use super::GgufError;
+use super::guard::Mapping;
 
 /// How a range of the mapping will be used (madvise).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,7 +28,7 @@ pub enum Advice {
 /// All bytes of one shard. Clones share them.
 #[derive(Clone)]
 pub(super) enum Image {
-    Mapped(Arc<Mmap>),
+    Mapped(Arc<Mapping>),
     Memory(Arc<[u8]>),
 }
 
@@ -47,14 +48,20 @@ impl Image {
         }
         let file = File::open(path).map_err(io("open the file"))?;
         // SAFETY: the mapping is read-only and nothing here writes through it. Another process may change the file, as
-        // with any mapping: bytes are then garbage, checked again wherever lengths are read, or gone (SIGBUS, see the
-        // module's hazard note).
+        // with any mapping: bytes are then garbage, checked again wherever lengths are read, or gone (zeros, see the guard).
         let map = unsafe { Mmap::map(&file) }.map_err(io("map the file into memory"))?;
-        Ok(Image::Mapped(Arc::new(map)))
+        let guarded = Mapping::new(map, path).map_err(io("guard the mapping of the file"))?;
+        Ok(Image::Mapped(Arc::new(guarded)))
+    }
+
+    /// Whether a part of the file was gone when it was read.
+    pub(super) fn is_damaged(&self) -> bool {
+        matches!(self, Image::Mapped(map) if map.is_damaged())
     }
 
     pub(super) fn advise(&self, offset: usize, bytes: usize, advice: Advice) {
         let Image::Mapped(map) = self else { return };
+        let map = map.map();
         if bytes == 0 {
             return;
         }

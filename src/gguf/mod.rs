@@ -8,11 +8,12 @@
 //! looks, panics on tensor type 40, knows neither newer types nor nested arrays, gets the size of BF16 and of the
 //! 32-blocks above id 9 wrong, turns numbers into text, and would take 20 to 50 ms for a vocabulary.
 //!
-//! Hazard: a file that another process cuts short while it is mapped raises SIGBUS on access; nothing here prevents it.
+//! A file that is cut short while it is mapped reads as zeros from there on, and [`Gguf::check_intact`] says so ever after.
 //! Refused: big-endian files, version 1, tensor types that rynd-quant has no row for.
 
 mod array;
 mod error;
+mod guard;
 mod header;
 mod image;
 mod keys;
@@ -32,6 +33,7 @@ use std::sync::Arc;
 
 pub use array::{Array, ByteStrings, Items, Text};
 pub use error::GgufError;
+pub use guard::damaged_file;
 pub use image::Advice;
 pub use outline::{HeaderPart, Outline};
 pub use shards::shard_path;
@@ -115,6 +117,14 @@ impl Gguf {
     /// The tensor's blocks, borrowed from the mapping. Panics when `t` is a tensor of another, longer file.
     pub fn bytes(&self, t: &TensorInfo) -> &[u8] {
         &self.0.images[t.shard][t.offset..t.offset + t.bytes]
+    }
+
+    /// An error when a part of a file was gone when it was read, so that what was computed since is worth nothing.
+    pub fn check_intact(&self) -> Result<(), GgufError> {
+        match self.0.images.iter().position(Image::is_damaged) {
+            Some(shard) => Err(GgufError::Damaged { file: self.0.shards[shard].clone() }),
+            None => Ok(()),
+        }
     }
 
     /// Tells the kernel how the tensor's pages will be used. A hint: it may do nothing, and never fails.

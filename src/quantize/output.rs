@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::QuantizeError;
 use super::job::Job;
-use crate::gguf::{GgufError, Unfinished, Writer};
+use crate::gguf::{GgufError, Unfinished, Writer, damaged_file};
 
 /// The files of the output in the making. Takes the tensors' bytes in order, as one stream.
 pub struct Output<'a> {
@@ -54,6 +54,10 @@ impl<'a> Output<'a> {
     pub fn finish(mut self) -> Result<(), QuantizeError> {
         if let Some(writer) = self.writer.take() {
             self.complete.push(writer.seal()?);
+        }
+        // What was copied from a mapping may have been zeros.
+        if let Some(file) = damaged_file() {
+            return Err(GgufError::Damaged { file }.into());
         }
         let bytes = self.job.bytes();
         self.complete.into_iter().try_for_each(|file| {
