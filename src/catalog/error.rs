@@ -39,6 +39,12 @@ pub enum Error {
 
     #[error("can not reach {host}: {cause}; check the network, the proxy (HTTPS_PROXY) or set HF_ENDPOINT to a mirror")]
     Unreachable { host: String, cause: String },
+    #[error("{name} can not be used: {problem}")]
+    Setting { name: &'static str, problem: &'static str },
+    #[error("{url}: the server's answer makes no sense: {cause}; check the address, HF_ENDPOINT and the proxy")]
+    Answer { url: String, cause: String },
+    #[error("{file}: what the server sent {problem}; it has been removed. Name another file or source")]
+    NoModel { file: String, problem: &'static str },
     #[error("{url}: not found (404); the file or its revision may have been moved or withdrawn")]
     NotFound { url: String },
     #[error(

@@ -22,7 +22,7 @@ type Piece = (u64, u64); // (start, end)
 
 /// Brings the file to its end; what is there stays there on failure.
 pub(super) fn download(net: &Net, place: &Place, partial: &Partial, watch: &Watch) -> Result<()> {
-    let client = net.client();
+    let client = net.client()?;
     let result = Download { net, client: &client, place, partial, watch, failed: AtomicBool::new(false) }.run();
     let saved = partial.save();
     result.and(saved)

@@ -1,23 +1,24 @@
 //! Requests: one place that knows the hub's address and token, what is worth another try, and how an answer that is no
 //! answer is called.
 //!
-//! The token goes only to the hub's own address: not to mirrors, and not along with a redirect to another host. A
-//! server that can not be reached at all is given up at once, so that the next source gets its turn; one that answered
+//! The token goes only to the hub's own address: not to mirrors, and not along with a redirect to another origin. What
+//! another try can not mend, such as an answer that makes no sense, ends at once. A server that can not be reached at all is given up at once, so that the next source gets its turn; one that answered
 //! before is tried again with growing pauses.
 
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use serde::Deserialize;
-use ureq::config::RedirectAuthHeaders;
 use ureq::http::{Response, StatusCode, header};
 use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
 use super::error::{Error, Result};
-use super::hub::Remote;
+use super::route;
+
+/// Of one request.
+const REDIRECTS: usize = 10;
 
 /// How to fetch. The fields are public for tests and for callers with other needs.
 #[derive(Clone, Debug)]
@@ -107,10 +108,11 @@ impl Net {
         }
     }
 
-    pub(super) fn client(&self) -> Client {
+    pub(super) fn client(&self) -> Result<Client> {
         let agent = Agent::config_builder()
             .http_status_as_error(false)
-            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+            .proxy(route::proxy()?)
+            .max_redirects(0)
             .user_agent(concat!("rynd/", env!("CARGO_PKG_VERSION")))
             .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
             .timeout_resolve(Some(self.connect_timeout))
@@ -120,7 +122,7 @@ impl Net {
             .max_idle_connections_per_host(self.connections)
             .build()
             .into();
-        Client { agent, met: AtomicBool::new(false) }
+        Ok(Client { agent, met: AtomicBool::new(false) })
     }
 
     /// Asks for the bytes from `start` on, up to `end` if there is one. Answers other than 200 and 206 are failures.
@@ -130,16 +132,39 @@ impl Net {
         place: &Place,
         range: Option<(u64, Option<u64>)>,
     ) -> std::result::Result<Response<Body>, Failure> {
-        let mut request = client.agent.get(&place.url);
-        if let (Some(token), true) = (&self.token, place.is_hub) {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        if place.is_hub {
+            route::check_hub(&self.endpoint, self.token.as_deref()).map_err(Failure::Final)?;
         }
-        if let Some((start, end)) = range {
-            let end = end.map(|end| (end - 1).to_string()).unwrap_or_default();
-            request = request.header(header::RANGE, format!("bytes={start}-{end}"));
+        let mut at = place.url.clone();
+        for _ in 0..=REDIRECTS {
+            let mut request = client.agent.get(&at);
+            let token = self.token.as_ref().filter(|_| place.is_hub && route::same_origin(&at, &self.endpoint));
+            if let Some(token) = token {
+                request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+            }
+            if let Some((start, end)) = range {
+                let end = end.map(|end| (end - 1).to_string()).unwrap_or_default();
+                request = request.header(header::RANGE, format!("bytes={start}-{end}"));
+            }
+            let response = request.call().map_err(|e| self.failure(client, place, &e))?;
+            client.met.store(true, Ordering::Relaxed);
+            if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+                return self.judge(place, range, response);
+            }
+            let location = header_text(&response, header::LOCATION);
+            let next = location.and_then(|location| route::follow(&at, location));
+            at = next.ok_or_else(|| Failure::Final(self.nonsense(place, "it redirects to what is no address")))?;
         }
-        let response = request.call().map_err(|e| self.failure(client, place, &e))?;
-        client.met.store(true, Ordering::Relaxed);
+        Err(Failure::Final(self.nonsense(place, &format!("it redirects more than {REDIRECTS} times"))))
+    }
+
+    /// Which answers are of use.
+    fn judge(
+        &self,
+        place: &Place,
+        range: Option<(u64, Option<u64>)>,
+        response: Response<Body>,
+    ) -> std::result::Result<Response<Body>, Failure> {
         let url = place.url.clone();
         match response.status() {
             StatusCode::OK | StatusCode::PARTIAL_CONTENT => Ok(response),
@@ -169,7 +194,6 @@ impl Net {
             Timeout(Resolve | Connect)
             | HostNotFound
             | ConnectionFailed
-            | BadUri(_)
             | InvalidProxyUrl
             | ConnectProxyFailed(_)
             | Tls(_)
@@ -182,12 +206,30 @@ impl Net {
             }
             _ => false,
         };
+        // What the other side sent makes no sense, and would not the next time.
+        let nonsense = matches!(
+            error,
+            Http(_)
+                | BadUri(_)
+                | Protocol(_)
+                | LargeResponseHeader(..)
+                | TooManyRedirects
+                | RedirectFailed
+                | TlsRequired
+        );
+        if nonsense {
+            return Failure::Final(self.nonsense(place, &error.to_string()));
+        }
         if no_way && !client.met.load(Ordering::Relaxed) {
             let rest = place.url.split_once("://").map_or(place.url.as_str(), |(_, rest)| rest);
             let host = rest.split('/').next().unwrap_or(rest).to_owned();
             return Failure::Final(Error::Unreachable { host, cause: error.to_string() });
         }
         Failure::Passing { error: self.broken(place, error.to_string()), wait: None }
+    }
+
+    fn nonsense(&self, place: &Place, cause: &str) -> Error {
+        Error::Answer { url: place.url.clone(), cause: cause.to_owned() }
     }
 
     /// The connection failed after it had stood.
@@ -220,65 +262,6 @@ impl Net {
             }
         }
     }
-
-    /// All files of a revision, from the hub's tree.
-    pub(super) fn listing(
-        &self,
-        repo: &str,
-        revision: &str,
-        stop: &dyn Fn() -> bool,
-        tell: &dyn Fn(&Error, Duration),
-    ) -> Result<Vec<Remote>> {
-        const PAGES: usize = 50;
-        let client = self.client();
-        let mut files = Vec::new();
-        let base = format!("{}/api/models/{repo}/tree/{}", self.endpoint, escape(revision));
-        let mut place = Place { url: format!("{base}?recursive=true"), is_hub: true };
-        for _ in 0..PAGES {
-            let wrong = |message: String| Error::Listing { url: place.url.clone(), message };
-            let (text, next) = self.retry(stop, tell, || {
-                let response = self.get(&client, &place, None)?;
-                let next = header_text(&response, header::LINK).and_then(next_page);
-                let mut text = String::new();
-                // A page of a thousand files is below a megabyte.
-                let read = response.into_body().into_reader().take(64 << 20).read_to_string(&mut text);
-                match read {
-                    Ok(_) => Ok((text, next)),
-                    Err(e) => Err(Failure::Passing { error: self.broken(&place, e.to_string()), wait: None }),
-                }
-            })?;
-            let page: Vec<Node> = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
-            for node in page.into_iter().filter(|node| node.kind == "file") {
-                if super::entry::is_relative_path(&node.path) {
-                    let sha256 = node.lfs.map(|lfs| lfs.oid).filter(|oid| super::entry::is_sha256(oid));
-                    files.push(Remote { path: node.path, bytes: node.size, sha256 });
-                }
-            }
-            match next {
-                None => return Ok(files),
-                // The token goes along, so the next page must be where this one was.
-                Some(url) if url.starts_with(&base) => place.url = url,
-                Some(url) => return Err(wrong(format!("its next page lies elsewhere: {url}"))),
-            }
-        }
-        Err(Error::Listing { url: base, message: format!("it has more than {PAGES} pages") })
-    }
-}
-
-/// What the hub's tree says of a file.
-#[derive(Deserialize)]
-struct Node {
-    #[serde(rename = "type")]
-    kind: String,
-    path: String,
-    #[serde(default)]
-    size: u64,
-    lfs: Option<Lfs>,
-}
-
-#[derive(Deserialize)]
-struct Lfs {
-    oid: String,
 }
 
 /// The growing pauses between tries; ends after [`Net::attempts`].
@@ -327,13 +310,7 @@ pub(super) fn content_range<T>(response: &Response<T>) -> Option<(u64, u64)> {
     Some((range.split_once('-')?.0.parse().ok()?, total.parse().ok()?))
 }
 
-/// The address of `<address>; rel="next"`.
-fn next_page(link: &str) -> Option<String> {
-    let next = link.split(',').find(|part| part.contains("rel=\"next\"") || part.contains("rel=next"))?;
-    Some(next.split_once('<')?.1.split_once('>')?.0.to_owned())
-}
-
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     text.replace('/', "%2F")
 }
 

@@ -23,7 +23,8 @@ pub struct Hub {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Remote {
     pub path: String,
-    pub bytes: u64,
+    /// Where the listing says it.
+    pub bytes: Option<u64>,
     pub sha256: Option<String>,
 }
 

@@ -101,7 +101,7 @@ impl Manifest {
     /// The recorded files that are still there, as a listing.
     fn present(&self, folder: &Path) -> Vec<Remote> {
         let here = self.files.iter().filter(|record| size(&folder.join(&record.name)) == Some(record.bytes));
-        here.map(|r| Remote { path: r.name.clone(), bytes: r.bytes, sha256: Some(r.sha256.clone()) }).collect()
+        here.map(|r| Remote { path: r.name.clone(), bytes: Some(r.bytes), sha256: Some(r.sha256.clone()) }).collect()
     }
 }
 
@@ -204,7 +204,7 @@ impl Catalog {
             if set[0].path != file.path {
                 continue;
             }
-            let bytes = set.iter().fold(0_u64, |sum, file| sum.saturating_add(file.bytes));
+            let bytes = set.iter().fold(0_u64, |sum, file| sum.saturating_add(file.bytes.unwrap_or(0)));
             rows.push(Row {
                 name: format!("{place}:{}", file.path),
                 description: String::new(),

@@ -12,11 +12,13 @@ mod fetch;
 mod home;
 mod http;
 mod hub;
+mod listing;
 mod local;
 mod partial;
 mod peek;
 mod pip;
 mod pull;
+mod route;
 mod sum;
 
 use std::path::{Path, PathBuf};
@@ -28,6 +30,8 @@ pub use error::{Error, Result};
 pub use home::Home;
 pub use http::Net;
 pub use hub::Hub;
+#[cfg(feature = "fuzz")]
+pub use listing::models_of_page;
 pub use local::{Resolved, Row, State};
 pub use peek::peek;
 pub use pull::{Event, Pull};

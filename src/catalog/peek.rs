@@ -62,7 +62,7 @@ fn of_entry(net: &Net, entry: &Entry, stop: &dyn Fn() -> bool) -> Result<Outline
 }
 
 fn outline(net: &Net, files: impl Iterator<Item = (String, Place)>, stop: &dyn Fn() -> bool) -> Result<Outline> {
-    let client = net.client();
+    let client = net.client()?;
     let parts = files.map(|(name, place)| part(net, &client, &name, &place, stop)).collect::<Result<_>>()?;
     Ok(Outline::from_parts(parts)?)
 }

@@ -5,7 +5,7 @@
 //! Causes that lie on this machine (a full disk, the user's Ctrl-C) end the pull, since no other source helps.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -147,7 +147,7 @@ impl<'a> Pull<'a> {
         let wanted = files.into_iter().map(|file| Wanted {
             sources: vec![(format!("hf:{}", hub.repo), From::Http(self.net.hub_file(&hub.repo, revision, &file.path)))],
             name: file.path,
-            bytes: Some(file.bytes),
+            bytes: file.bytes,
             sha256: file.sha256,
         });
         Ok(wanted.collect())
@@ -208,7 +208,7 @@ impl<'a> Pull<'a> {
                         list.iter().filter(|remote| remote.path.ends_with(".gguf")).map(|r| r.path.clone()).collect();
                     return Err(Error::NotInRepository { repo: repo.clone(), wanted: path, have });
                 };
-                wanted.bytes = Some(remote.bytes);
+                wanted.bytes = remote.bytes;
                 wanted.sha256.clone_from(&remote.sha256);
             }
             return Ok(());
@@ -323,11 +323,25 @@ impl<'a> Pull<'a> {
             partial.discard()?;
             return Err(Error::WrongSum { file: file.to_owned(), expected: expected.clone(), got: sum });
         }
-        let bytes = partial.have();
+        let (bytes, verified) = (partial.have(), wanted.sha256.is_some());
+        if let Some(problem) = no_model(&partial, verified)? {
+            partial.discard()?;
+            return Err(Error::NoModel { file: file.to_owned(), problem });
+        }
         partial.finish()?;
-        let verified = wanted.sha256.is_some();
         Ok(Record { name: file.to_owned(), bytes, sha256: sum, verified, source: name.to_owned() })
     }
+}
+
+/// Why what came is no model, where no sum says that it is the right one.
+fn no_model(partial: &Partial, verified: bool) -> Result<Option<&'static str>> {
+    if partial.have() == 0 {
+        return Ok(Some("is empty"));
+    }
+    let mut magic = [0; 4];
+    let read = partial.reader()?.read_exact(&mut magic);
+    Ok((!verified && (read.is_err() || magic != *b"GGUF"))
+        .then_some("is no GGUF file, and no sum says what it should be"))
 }
 
 fn in_folder(folder: Option<&str>, file: &str) -> String {

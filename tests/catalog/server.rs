@@ -34,6 +34,8 @@ pub enum Reply {
     Text(String, Option<String>),
     Redirect(String),
     Status(u16),
+    /// These bytes, head and all.
+    Raw(Vec<u8>),
     /// Nothing at all, until the client gives up.
     Silent,
 }
@@ -133,6 +135,7 @@ fn answer(
         }
         Reply::Redirect(to) => head(&mut out, 302, 0, &format!("Location: {to}\r\n")),
         Reply::Status(status) => head(&mut out, status, 0, ""),
+        Reply::Raw(bytes) => out.write_all(&bytes),
         Reply::Silent => {
             while !over.load(Ordering::SeqCst) {
                 std::thread::sleep(Duration::from_millis(10));
