@@ -19,6 +19,7 @@ mod repl;
 mod screen;
 mod session;
 mod settings;
+mod signals;
 mod slash;
 mod stats;
 mod table;
@@ -138,8 +139,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         chat.files.extend(resumed.or_else(kept::new));
     }
     let (chat, result) = if at_terminal {
+        let over = signals::watch()?;
         let mut repl = repl::Repl::new(chat, &source, &arguments.engine);
-        let result = repl.run(message);
+        let result = repl.run(message, over);
         (repl.chat, result.map(|()| ExitCode::SUCCESS))
     } else {
         let result = once(&mut chat, &message.unwrap_or_default());
@@ -148,6 +150,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     // Also when the terminal went away: what was said is worth keeping, and that it could not be is an error at the end.
     if let Some(path) = arguments.save.as_deref().filter(|_| at_terminal || result.is_ok()) {
         chat.transcript().save(path)?;
+    }
+    if let Some(code) = signals::exit_code() {
+        return Ok(ExitCode::from(code));
     }
     let code = result?;
     if arguments.stats {

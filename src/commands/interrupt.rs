@@ -12,6 +12,7 @@ pub const EXIT_CODE: u8 = 130;
 static ASKED: AtomicBool = AtomicBool::new(false);
 static SESSION: AtomicBool = AtomicBool::new(false);
 static AT_ONCE: AtomicBool = AtomicBool::new(false);
+static OVER: AtomicBool = AtomicBool::new(false);
 
 /// From now on Ctrl-C is counted instead of ending the program. Once a process.
 pub fn watch() -> Result<()> {
@@ -26,12 +27,18 @@ pub fn watch() -> Result<()> {
 
 /// Whether the user asked to stop.
 pub fn asked() -> bool {
-    ASKED.load(Ordering::Relaxed)
+    ASKED.load(Ordering::Relaxed) || OVER.load(Ordering::Relaxed)
 }
 
 /// From now on no Ctrl-C ends the program, however often it is pressed.
 pub fn keep_session() {
     SESSION.store(true, Ordering::Relaxed);
+}
+
+/// The session ends: whatever runs is asked to stop, and whatever begins is too.
+#[cfg_attr(not(unix), expect(dead_code, reason = "only signals end a session"))]
+pub fn end_session() {
+    OVER.store(true, Ordering::Relaxed);
 }
 
 /// Forgets what was asked before.

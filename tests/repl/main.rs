@@ -316,3 +316,38 @@ fn a_history_that_can_not_be_read_is_told_and_left_alone() {
     t.send("\x1b[A");
     t.wait_for("> remember me");
 }
+
+#[test]
+fn a_signal_ends_the_chat_as_leaving_does_saved_and_with_the_terminal_as_it_was() {
+    let endless = endless();
+    for signal in ["TERM", "HUP", "QUIT"] {
+        for answering in [false, true] {
+            let home = home();
+            let flags = ["-c", "60000", "--save", "chat.json"];
+            let flags: Vec<&str> = endless.iter().map(String::as_str).chain(flags).collect();
+            let mut t = Terminal::chat(home.path(), &flags);
+            t.send("talk\r");
+            t.wait("an answer", |t| t.contents().split("> talk").nth(1).is_some_and(|rest| rest.trim().len() > 40));
+            if !answering {
+                t.send("\x03");
+                t.wait_for("(stopped)");
+                t.ready();
+                t.send("half a line");
+                t.wait_for("half a line");
+            }
+            let code = t.signal(signal);
+            let number = match signal {
+                "HUP" => 1,
+                "QUIT" => 3,
+                _ => 15,
+            };
+            assert_eq!(code, 128 + number, "{signal}, answering: {answering}");
+            let (on, off) = (count(&t.raw, b"\x1b[?2004h"), count(&t.raw, b"\x1b[?2004l"));
+            let last = |mode: &[u8]| t.raw.windows(mode.len()).rposition(|window| window == mode);
+            assert!(on > 0 && off > 0 && last(b"\x1b[?2004l") > last(b"\x1b[?2004h"), "{signal}: {on} on, {off} off");
+            assert_eq!(t.modes(), t.modes_before, "{signal}, answering: {answering}");
+            let messages = saved(&t.file("chat.json"));
+            assert_eq!(messages[0], ("user".to_owned(), "talk".to_owned()), "{signal}");
+        }
+    }
+}

@@ -25,6 +25,8 @@ pub struct Terminal {
     pub raw: Vec<u8>,
     /// RYND_HOME and working directory; files of the test go here.
     pub home: PathBuf,
+    /// Of the terminal, before the program began.
+    pub modes_before: String,
 }
 
 pub fn fixture(model: &str) -> String {
@@ -54,6 +56,7 @@ impl Terminal {
         }
         let variables: HashMap<_, _> = own.into_iter().chain(environment.iter().copied()).collect();
         variables.into_iter().for_each(|(name, value)| command.env(name, value));
+        let modes_before = modes(&*pair.master);
         let child = pair.slave.spawn_command(command).unwrap();
         drop(pair.slave);
         let mut reader = pair.master.try_clone_reader().unwrap();
@@ -68,7 +71,16 @@ impl Terminal {
             }
         });
         let parser = vt100::Parser::new(some(50), some(100), 0);
-        Terminal { parser, master: pair.master, writer, output, child, raw: vec![], home: home.to_owned() }
+        Terminal {
+            parser,
+            master: pair.master,
+            writer,
+            output,
+            child,
+            raw: vec![],
+            home: home.to_owned(),
+            modes_before,
+        }
     }
 
     /// Starts a chat with the tiny qwen2 model and waits for its prompt.
@@ -148,9 +160,25 @@ impl Terminal {
         self.master.resize(size(rows, cols)).unwrap();
     }
 
+    /// The terminal's modes now.
+    pub fn modes(&self) -> String {
+        modes(&*self.master)
+    }
+
+    /// Sends a signal and returns the exit code.
+    pub fn signal(&mut self, name: &str) -> u32 {
+        let pid = self.child.process_id().unwrap().to_string();
+        assert!(std::process::Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+        self.end()
+    }
+
     /// Leaves by Ctrl-D and returns the exit code.
     pub fn leave(mut self) -> u32 {
         self.send("\x04");
+        self.end()
+    }
+
+    fn end(&mut self) -> u32 {
         let start = Instant::now();
         loop {
             match self.output.recv_timeout(Duration::from_millis(100)) {
@@ -164,6 +192,10 @@ impl Terminal {
         }
         self.child.wait().unwrap().exit_code()
     }
+}
+
+fn modes(master: &dyn MasterPty) -> String {
+    format!("{:?}", master.get_termios().unwrap())
 }
 
 impl Drop for Terminal {

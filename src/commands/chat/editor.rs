@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
@@ -44,8 +45,14 @@ pub enum Editor {
 type Joints = Arc<Mutex<Vec<String>>>;
 
 impl Editor {
-    /// An editor for this terminal, and what is wrong with the history if it can not be used.
-    pub fn new(is_screen: bool, colours: bool, history: Option<&Path>, words: Words) -> (Editor, Option<String>) {
+    /// An editor for this terminal, which stops reading when `over` turns true, and what is wrong with the history if it can not be used.
+    pub fn new(
+        is_screen: bool,
+        colours: bool,
+        history: Option<&Path>,
+        words: Words,
+        over: Arc<AtomicBool>,
+    ) -> (Editor, Option<String>) {
         if !is_screen {
             return (Editor::Lines, None);
         }
@@ -57,6 +64,7 @@ impl Editor {
         let menu = Box::new(ColumnarMenu::default().with_name(MENU).with_marker(""));
         let mut reedline = Reedline::create()
             .use_bracketed_paste(true)
+            .with_break_signal(over)
             .with_ansi_colors(colours)
             .with_edit_mode(Box::new(Emacs::new(keys)))
             .with_highlighter(Box::new(Plain))
@@ -153,6 +161,9 @@ fn lines() -> Result<Input> {
         err.write_all(if text.is_empty() { b"> " } else { b"  " })?;
         err.flush()?;
         let mut line = String::new();
+        if !wait_for_input() {
+            return Ok(Input::End);
+        }
         if std::io::stdin().lock().read_line(&mut line)? == 0 {
             return Ok(if text.is_empty() { Input::End } else { Input::Message(text) });
         }
@@ -168,6 +179,28 @@ fn lines() -> Result<Input> {
             }
         }
     }
+}
+
+/// False when a signal ended the chat first. A terminal gives one line at a time, so none waits in the buffer.
+#[cfg(unix)]
+fn wait_for_input() -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let (stdin, tick) = (std::io::stdin(), Timespec { tv_sec: 0, tv_nsec: 100_000_000 });
+    loop {
+        if super::signals::exit_code().is_some() {
+            return false;
+        }
+        match poll(&mut [PollFd::new(&stdin, PollFlags::IN)], Some(&tick)) {
+            Ok(0) | Err(rustix::io::Errno::INTR) => {}
+            // Whatever is wrong, reading says it.
+            _ => return true,
+        }
+    }
+}
+
+#[cfg(not(unix))]
+fn wait_for_input() -> bool {
+    true
 }
 
 struct Continued {

@@ -4,6 +4,8 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result};
 
@@ -18,7 +20,7 @@ use super::screen::{Look, Quiet, Screen, remark, say};
 use super::session::{Chat, Step};
 use super::slash::{self, Slash};
 use super::transcript::Transcript;
-use super::{external, kept, paint, settings, stats};
+use super::{external, kept, paint, settings, signals, stats};
 use crate::generate::{Finish, Summary};
 
 /// A chat at a terminal.
@@ -36,12 +38,13 @@ impl<'a> Repl<'a> {
         Repl { chat, source, flags, look: Look::of_stdout(), attached: vec![] }
     }
 
-    /// Talks until the user leaves; `first` is a message that is sent before anything is read.
-    pub fn run(&mut self, first: Option<String>) -> Result<()> {
+    /// Talks until the user leaves or `over` turns true; `first` is a message that is sent before anything is read.
+    pub fn run(&mut self, first: Option<String>, over: Arc<AtomicBool>) -> Result<()> {
         interrupt::keep_session();
         let history = self.source.catalog.as_ref().map(|catalog| catalog.home.chat_history());
         let words = Words { models: self.models() };
-        let (mut editor, trouble) = Editor::new(paint::is_screen(), paint::has_colours(), history.as_deref(), words);
+        let (mut editor, trouble) =
+            Editor::new(paint::is_screen(), paint::has_colours(), history.as_deref(), words, over);
         self.greet()?;
         if let Some(trouble) = trouble {
             remark(&format!("warning: {trouble}"))?;
@@ -54,6 +57,7 @@ impl<'a> Repl<'a> {
         let mut clears = 0;
         loop {
             match editor.read()? {
+                _ if signals::exit_code().is_some() => break,
                 Input::End => break,
                 Input::Cleared => {
                     clears += 1;
