@@ -77,25 +77,41 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        if self.tokens > 0 {
-            self.heat.merge(|layer, expert| self.counts[layer][expert], self.tokens);
-            save(&self.path, &self.heat, self.notice);
-        }
+        save(&self.path, &self.heat, |layer, expert| self.counts[layer][expert], self.tokens, self.notice);
     }
 }
 
-/// Saves what was learned under another name first; that it could not be is told.
-pub fn save(path: &Path, heat: &Heat, notice: fn(&str)) {
-    let mut part = path.as_os_str().to_owned();
-    part.push(".part");
-    let saved = path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| {
-        std::fs::write(&part, heat.encode())?;
-        std::fs::rename(&part, path)
-    });
-    if let Err(e) = saved {
+/// Adds a run to what the file holds by now, which may be more than it held when this run began; `heat` says of which
+/// model. Runs that end at the same time take turns. That it could not be saved is told.
+pub fn save(path: &Path, heat: &Heat, counts: impl Fn(usize, usize) -> u32, tokens: u64, notice: fn(&str)) {
+    if tokens == 0 {
+        return;
+    }
+    if let Err(e) = merge(path, heat, counts, tokens) {
         let path = path.display();
         notice(&format!("what was learned about the experts could not be saved to {path}: {e}"));
     }
+}
+
+fn merge(path: &Path, heat: &Heat, counts: impl Fn(usize, usize) -> u32, tokens: u64) -> std::io::Result<()> {
+    path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+    let beside = |ending: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(ending);
+        PathBuf::from(name)
+    };
+    // The lock goes with the process that holds it, however it ends.
+    let lock = std::fs::File::create(beside(".lock"))?;
+    lock.lock()?;
+    let experts = heat.picks.first().map_or(0, Vec::len);
+    let grid = Grid::new(experts, 0, heat.picks.iter().map(|_| (String::new(), 0)));
+    let known = std::fs::read(path).ok().and_then(|bytes| Heat::parse(&bytes, &heat.model, &grid).ok());
+    let mut sum = known.unwrap_or_else(|| Heat::new(&heat.model, &grid));
+    sum.merge(counts, tokens);
+    // Under the lock nobody else writes it.
+    let part = beside(".part");
+    std::fs::write(&part, sum.encode())?;
+    std::fs::rename(&part, path)
 }
 
 /// A profile that the user names must be right.

@@ -533,14 +533,10 @@ impl Hybrid {
 
     /// Saves what was learned about the experts.
     fn save_heat(&mut self) {
-        let Some((path, heat)) = &mut self.heat else { return };
+        let Some((path, heat)) = &self.heat else { return };
         let (scores, grid) = (self.pager.scores(), self.pager.grid());
-        let tokens = scores.tokens();
-        if tokens == 0 {
-            return;
-        }
-        heat.merge(|layer, expert| scores.count(grid.entry(layer, expert)), tokens);
-        save(path, heat, self.options.notice);
+        let count = |layer, expert| scores.count(grid.entry(layer, expert));
+        save(path, heat, count, scores.tokens(), self.options.notice);
     }
 }
 
