@@ -395,3 +395,9 @@ struct CompletionContext {
     trigger_kind: Option<u32>,
     selected_completion_info: Option<SelectedCompletionInfo>,
 }
+
+/// Reads messages to the end. For fuzzing.
+#[cfg(feature = "fuzz")]
+pub fn read_messages(mut bytes: &[u8]) {
+    while !matches!(wire::read(&mut bytes), Err(_) | Ok(wire::Incoming::End)) {}
+}
