@@ -239,9 +239,9 @@ fn a_listing_without_sizes_installs_the_whole_file_or_nothing() {
 #[test]
 fn a_listing_of_endless_pages_is_refused_in_little_memory() {
     let patient = |server: &Server| Net { stall_timeout: Duration::from_secs(60), ..at(server) };
-    // Pages of megabytes that hold no models, then ones that hold nothing else.
+    // Pages of a megabyte that hold no models, then ones that hold nothing else.
     for (name, node_bytes, word) in [("x.txt", 4000, "pages"), ("x-Q4_K_M.gguf", 200, "models")] {
-        let nodes = (0..7_500_000 / node_bytes).map(|i| {
+        let nodes = (0..1_000_000 / node_bytes).map(|i| {
             let folder = "d".repeat(node_bytes - 60);
             format!(r#"{{"type":"file","size":1,"path":"{folder}{i}/{name}"}}"#)
         });
