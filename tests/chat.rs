@@ -210,6 +210,92 @@ fn a_template_may_refuse_a_conversation_in_its_own_words() {
 }
 
 #[test]
+fn a_template_that_refuses_for_want_of_a_system_message_says_which_flag_gives_one() {
+    let source = "{% if messages[0].role != 'system' %}{{ raise_exception('Say who I am!') }}{% endif %}\
+                  {% for m in messages %}{% if m.content == 'no' %}{{ raise_exception('Never.') }}{% endif %}{% endfor %}ok";
+    let error = render(source, &[Message::user("hi")], json!({})).unwrap_err().to_string();
+    assert!(error.contains("Say who I am!") && error.contains("--system"), "{error}");
+    assert_eq!(render(source, &[Message::system("x"), Message::user("hi")], json!({})).unwrap(), "ok");
+    // A refusal that a system message would not heal is told as it is.
+    let error = render(source, &[Message::user("no")], json!({})).unwrap_err().to_string();
+    assert!(!error.contains("--system"), "{error}");
+}
+
+#[test]
+fn a_template_that_nests_as_deep_as_it_can_be_long_compiles_or_is_an_error() {
+    const MOST: usize = 256 << 10;
+    let repeat = |unit: &str, fixed: usize| unit.repeat((MOST - fixed) / unit.len());
+    let mut templates: Vec<(String, String)> = vec![];
+    for unit in [
+        "1+",
+        "1~",
+        "1*",
+        "1-",
+        "1**",
+        "1 and ",
+        "1 or ",
+        "1<",
+        "1==",
+        "not ",
+        "-",
+        "(",
+        "[",
+        "{1:",
+        "x|",
+        "x.a.",
+        "x[",
+        "1 if 1 else ",
+        "f(",
+        "x is x is ",
+        "1 in ",
+    ] {
+        for count in [20_000, (64 << 10) / unit.len() - 4] {
+            let body = repeat(unit, 16);
+            let body = &body[..body.len().min(unit.len().saturating_mul(count))];
+            templates.push((unit.to_owned(), format!("{{{{ {body}1 }}}}")));
+            let close = unit.chars().filter_map(|c| {
+                Some(match c {
+                    '(' => ')',
+                    '[' => ']',
+                    '{' => '}',
+                    _ => return None,
+                })
+            });
+            let close: String = close.collect();
+            if !close.is_empty() {
+                let half = &body[..body.len() / unit.len() / 2 * unit.len()];
+                let closing = close.repeat(half.len() / unit.len());
+                templates.push((format!("{unit} closed"), format!("{{{{ {half}1{closing} }}}}")));
+            }
+        }
+    }
+    for (open, close) in [
+        ("{%if 1%}", "{%endif%}"),
+        ("{%for a in b%}", "{%endfor%}"),
+        ("{%set a%}", "{%endset%}"),
+        ("{%filter upper%}", "{%endfilter%}"),
+        ("{%macro m()%}", "{%endmacro%}"),
+        ("{%with a=1%}", "{%endwith%}"),
+        ("{%call m()%}", "{%endcall%}"),
+    ] {
+        let n = MOST / (open.len() + close.len());
+        templates.push((open.to_owned(), open.repeat(n) + &close.repeat(n)));
+        templates.push((format!("{open} open"), open.repeat(MOST / open.len())));
+    }
+    let elif = "{%elif 1%}";
+    templates.push(("elif".into(), format!("{{%if 1%}}{}{{%endif%}}", elif.repeat((MOST - 20) / elif.len()))));
+    for (name, source) in templates {
+        assert!(source.len() <= MOST, "{name}");
+        // Whether it compiles is the template's affair; that this test goes on is ours.
+        if let Ok(template) = Template::new(&source, "deep") {
+            let _ = template.render(&[Message::user("hi")], None, true, &Map::new());
+        }
+    }
+    let error = Template::new(&"x".repeat(MOST + 1), "long").err().unwrap().to_string();
+    assert!(error.contains("256 KiB") && error.contains("long"), "{error}");
+}
+
+#[test]
 fn a_template_that_does_not_end_or_grows_without_bound_is_stopped() {
     let grow = "{% set n = namespace(x='aaaaaaaa') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}";
     let nest = "{% set n = namespace(x=[]) %}{% for j in range(999) %}{% for i in range(99999) %}{% set n.x = [n.x] %}{% endfor %}{% endfor %}";

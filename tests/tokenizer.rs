@@ -391,6 +391,34 @@ fn a_long_run_without_a_word_break_is_encoded_and_comes_back() {
     }
 }
 
+#[test]
+fn special_tokens_of_any_length_are_found_whole_and_cost_no_more_than_their_letters() {
+    let stored = Stored::read("tiny");
+    // Alike in the first hundred letters, so only the end tells them apart; one is the beginning of another.
+    let texts = ["a".repeat(1_000_000), "a".repeat(100) + "<x>", "a".repeat(100) + "<y>", "a".repeat(100)];
+    let good = stored.vocab();
+    let (mut tokens, mut types) = (good.tokens.clone(), good.types.clone());
+    let first = tokens.len() - texts.len();
+    types.resize(tokens.len(), TokenType::Normal);
+    for (at, text) in texts.iter().enumerate() {
+        tokens[first + at] = text.as_str();
+        types[first + at] = TokenType::Control;
+    }
+    let tokenizer = Tokenizer::new(Vocab { tokens, types, ..stored.vocab() }).unwrap();
+    let special = Encode { add_special: false, parse_special: true };
+    let mut text = String::new();
+    let mut expected = vec![];
+    for at in [1, 2, 3, 0, 2] {
+        text.push_str(&texts[at]);
+        expected.push((first + at) as u32);
+        // Something between, so that two of them are no third.
+        text.push('\n');
+        expected.extend(tokenizer.encode("\n", PLAIN));
+    }
+    assert_eq!(tokenizer.encode(&text, special), expected);
+    assert!(!tokenizer.encode(&"a".repeat(99), special).iter().any(|&id| id as usize >= first));
+}
+
 fn refused(vocab: Vocab) -> TokenizerError {
     Tokenizer::new(vocab).err().expect("a damaged vocabulary was accepted")
 }

@@ -11,6 +11,14 @@ pub enum ChatError {
     Failed { template: String, line: usize, why: String, source_line: String },
     #[error("the chat template of {template} refuses this conversation: {why}")]
     Refused { template: String, why: String },
+    #[error(
+        "the chat template of {template} refuses a conversation without a system message: {why}; give one with --system TEXT"
+    )]
+    NeedsSystem { template: String, why: String },
+    #[error("the chat template of {template} is {what}, more than the {most} that rynd compiles\nUse another template (built in: {})", super::BUILTIN_NAMES.join(", "))]
+    TooLarge { template: String, what: String, most: String },
+    #[error("there is no memory for the stack of {bytes} bytes that the chat template of {template} may need: {why}")]
+    NoStack { template: String, bytes: usize, why: String },
     #[error("the chat template of {template} was stopped in line {line}: it does not come to an end, or makes a prompt of absurd size\n  {source_line}\nUse another template (built in: {})", super::BUILTIN_NAMES.join(", "))]
     Endless { template: String, line: usize, source_line: String },
     #[error("{model} has no chat template (tokenizer.chat_template): name one (built in: {}), or send a raw prompt", super::BUILTIN_NAMES.join(", "))]

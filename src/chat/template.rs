@@ -33,6 +33,10 @@ const FUEL_PER_SQUARE: u64 = 16;
 /// A template can nest lists as deep as its fuel lasts, and minijinja prints and drops them recursively:
 /// about 1 KB a level. The memory is only reserved.
 const STACK_BYTES: usize = 256 << 20;
+/// A compiler recurses as deep as its input nests, and `1 + 1 + 1 ...` nests once a term: about 1 KB a level. So one tag
+/// and one template may only be so long; the longest known template has 30 KB.
+const MOST_BYTES: usize = 256 << 10;
+const MOST_TAG_BYTES: usize = 64 << 10;
 
 pub struct Template {
     environment: Environment<'static>,
@@ -71,17 +75,19 @@ impl Template {
             let now = jiff::ZonedDateTime::now();
             jiff::fmt::strtime::format(&format, &now).map_err(strftime_error)
         });
+        check_size(source, name)?;
         let source = without_list_changes(&without_generation_tags(source));
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        let added = syntax.and_then(|syntax| {
-            environment.set_syntax(syntax);
-            environment.add_template_owned(name.to_owned(), source.clone())
-        });
-        let template = Self { environment, name: name.to_owned(), source };
-        match added {
-            Ok(()) => Ok(template),
-            Err(error) => Err(template.describe(&error)),
-        }
+        let mut template = Self { environment, name: name.to_owned(), source };
+        // What the compiler builds is dropped in there as well.
+        with_deep_stack(name, || {
+            let added = syntax.and_then(|syntax| {
+                template.environment.set_syntax(syntax);
+                template.environment.add_template_owned(name.to_owned(), template.source.clone())
+            });
+            added.map_err(|error| template.describe(&error))
+        })??;
+        Ok(template)
     }
 
     /// The template of a model file. Some files carry a second one for conversations with tools.
@@ -155,9 +161,22 @@ impl Template {
         let values: Vec<Json> = messages.iter().map(|message| message.for_template(Arguments::AsGiven)).collect();
         let values: Vec<&Json> = values.iter().chain(tools).chain(extra.values()).collect();
         let marks = tokenizer.map(|tokenizer| Marks::new(tokenizer, &values, &[&self.source])).transpose()?;
-        let render =
-            |arguments| self.render_with(arguments, messages, tools, add_generation_prompt, extra, marks.as_ref());
-        let as_given = render(Arguments::AsGiven);
+        let render_of = |arguments, messages: &[Message]| {
+            self.render_with(arguments, messages, tools, add_generation_prompt, extra, marks.as_ref())
+        };
+        let render = |arguments| render_of(arguments, messages);
+        let as_given = match render(Arguments::AsGiven) {
+            // Some templates want a system message and say so in their own words.
+            Err(ChatError::Refused { template, why }) if messages.iter().all(|message| message.role != "system") => {
+                let with_system: Vec<Message> =
+                    std::iter::once(Message::system("-")).chain(messages.iter().cloned()).collect();
+                Err(match render_of(Arguments::AsGiven, &with_system).is_ok() {
+                    true => ChatError::NeedsSystem { template, why },
+                    false => ChatError::Refused { template, why },
+                })
+            }
+            other => other,
+        };
         // Some templates read the fields of a tool call's arguments, others add them to a string.
         let has_calls = messages.iter().any(|message| message.tool_calls.is_some());
         let text = match &as_given {
@@ -202,11 +221,11 @@ impl Template {
         context.extend(extra.iter().map(|(key, value)| (key.as_str(), to_value(value, &mut bytes))));
         environment.set_fuel(Some(FUEL + FUEL_PER_MESSAGE * n + FUEL_PER_SQUARE.saturating_mul(n * n) + bytes));
         // The error is read in there as well: it holds the template's variables.
-        with_deep_stack(|| {
+        with_deep_stack(&self.name, || {
             let template = environment.get_template(&self.name);
             let rendered = template.and_then(|template| template.render(Value::from_pairs(context.iter().cloned())));
             rendered.map_err(|error| self.describe(&error))
-        })
+        })?
     }
 
     fn describe(&self, error: &Error) -> ChatError {
@@ -257,15 +276,36 @@ fn add_tojson(environment: &mut Environment, mark: Option<char>) {
     });
 }
 
-/// Runs `work` on a thread of its own with a deep stack, or here if none can be had.
-fn with_deep_stack<T: Send>(work: impl Fn() -> T + Sync) -> T {
+/// Runs `work` on a thread of its own with a deep stack.
+fn with_deep_stack<T: Send>(template: &str, work: impl FnOnce() -> T + Send) -> Result<T, ChatError> {
     std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, &work);
-        match thread {
-            Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-            Err(_) => work(),
-        }
+        let thread = std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, work);
+        let no_stack = |e: std::io::Error| ChatError::NoStack {
+            template: template.to_owned(),
+            bytes: STACK_BYTES,
+            why: e.to_string(),
+        };
+        Ok(thread.map_err(no_stack)?.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })
+}
+
+/// Refuses what would nest deeper than the stack holds.
+fn check_size(source: &str, name: &str) -> Result<(), ChatError> {
+    let refused = |what: String, most: usize| {
+        Err(ChatError::TooLarge { template: name.to_owned(), what, most: format!("{} KiB", most >> 10) })
+    };
+    if source.len() > MOST_BYTES {
+        return refused(format!("{} bytes long", source.len()), MOST_BYTES);
+    }
+    // Between two openings lies one tag and the text behind it: text is no trouble, so only what comes before the first
+    // closing counts.
+    for part in source.split("{{").flat_map(|part| part.split("{%")).skip(1) {
+        let tag = part.split("}}").next().map_or(0, |a| a.len().min(part.split("%}").next().map_or(0, str::len)));
+        if tag > MOST_TAG_BYTES {
+            return refused(format!("one with a tag of {tag} bytes"), MOST_TAG_BYTES);
+        }
+    }
+    Ok(())
 }
 
 fn strftime_error(error: jiff::Error) -> Error {

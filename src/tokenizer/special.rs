@@ -71,6 +71,9 @@ const FIM_PAD: &[&str] = &["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[P
 const FIM_REPO: &[&str] = &["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"];
 const FIM_FILE_SEP: &[&str] = &["<|file_sep|>"];
 
+/// Bytes of a special token that the automaton knows: building one is quadratic in the longest.
+const SEARCHED_BYTES: usize = 64;
+
 /// What the vocabulary's special tokens are for.
 #[derive(Debug, Clone, Default)]
 pub struct Roles {
@@ -156,7 +159,13 @@ impl Specials {
             }
         }
         tokens.sort_by_key(|token| std::cmp::Reverse(texts.get(token.id).len()));
-        let search = AhoCorasick::new(tokens.iter().map(|token| texts.get(token.id)))
+        // The automaton only says which tokens may be there; cutting compares them whole. So the beginning of a long one is
+        // enough, and a token of a million letters costs no more than any other.
+        let beginning = |token: &Special| {
+            let text = texts.get(token.id);
+            &text[..text.len().min(SEARCHED_BYTES)]
+        };
+        let search = AhoCorasick::new(tokens.iter().map(beginning))
             .map_err(|why| TokenizerError::Internal { what: "the search for special tokens", why: why.to_string() })?;
         Ok(Self { tokens, search })
     }
