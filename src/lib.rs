@@ -112,9 +112,9 @@
 //!
 //! Dense weights stay mapped; with a budget, experts live in slots filled by direct reads that start when the picks are
 //! known. Slots keep what the router picked often and lately. Sums keep their order, so a budget changes speed and
-//! never a number. What lies in VRAM is the first to lose its slot in RAM. An 11.6 GB mixture under `--ram 4G` (4.295
-//! GB) held 4.22 GB, page cache included, and under 2G (2.147 GB) 2.07 GB, and made 3.4 and 2.1 tokens a second where
-//! the cost model gives 0.96 to 1.93 for 4G. Without a budget the tier's code costs nothing that could be measured: the
+//! never a number. What lies in VRAM is the first to lose its slot in RAM. An 11.6 GB mixture under `--ram 4GiB` (4.295
+//! GB) held 4.22 GB, page cache included, and under 2GiB (2.147 GB) 2.07 GB, and made 3.4 and 2.1 tokens a second where
+//! the cost model gives 0.96 to 1.93 for 4GiB. Without a budget the tier's code costs nothing that could be measured: the
 //! 0.5B as 16 experts generated 2.6% faster with it than without (median of 20 pairs in turn on an idle machine, 95%
 //! interval 0.0 to 4.5%).
 //!
@@ -150,6 +150,9 @@
 //! | three GPUs, an eighth, a quarter and a third, all moving | 0.046 | 0.056 | 8 of 8 | 63.4% |
 
 // The order below is the law: a module may use only modules above it (tests/layering.rs checks it).
+pub mod files;
+pub mod sizes;
+pub mod cores;
 pub mod gguf;
 pub mod catalog;
 pub mod cache;

@@ -11,16 +11,17 @@ use rynd::commands::{self, Cli};
 
 fn main() -> ExitCode {
     survive_file_size_limits();
+    rynd::files::clean_up_on_signals();
     match commands::run(Cli::parse()) {
         Ok(code) => code,
         Err(error) if commands::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) if commands::is_interruption(&error) => {
-            let _ = writeln!(std::io::stderr(), "rynd: {error:#}");
+            let _ = writeln!(commands::stderr(), "rynd: {error:#}");
             ExitCode::from(commands::INTERRUPTED)
         }
         Err(error) => {
             // When stderr is gone as well there is nobody left to tell.
-            let _ = writeln!(std::io::stderr(), "rynd: error: {error:#}");
+            let _ = writeln!(commands::stderr(), "rynd: error: {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -128,6 +128,11 @@ pub enum KvFormat {
 }
 
 impl KvFormat {
+    /// The format that the cache of a run really has: exact runs keep f32, whatever was asked for.
+    pub fn of_run(self, exact: bool) -> KvFormat {
+        if exact { KvFormat::F32 } else { self }
+    }
+
     /// Bytes of one cached value, scales included.
     pub fn bytes_per_value(self) -> f64 {
         match self {

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::error::{Error, Result};
 use super::hub::{self, Hub, Remote};
 use super::{Catalog, Entry, Model, partial};
+use crate::files;
 
 const MANIFEST: &str = "rynd.json";
 
@@ -88,10 +89,8 @@ impl Manifest {
 
     fn write(&self, folder: &Path) -> Result<()> {
         let path = folder.join(MANIFEST);
-        let new = folder.join("rynd.json.new");
         let text = serde_json::to_vec_pretty(self).map_err(|e| Error::io(&path)(e.into()))?;
-        fs::write(&new, text).map_err(Error::io(&new))?;
-        fs::rename(&new, &path).map_err(Error::io(&path))
+        files::write(&path, text).map_err(Error::io(&path))
     }
 
     pub fn find(&self, name: &str) -> Option<&Record> {

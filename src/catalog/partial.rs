@@ -5,7 +5,7 @@
 //! final sum would find a lie. The final name is given only by [`Partial::finish`].
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,6 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Result};
+use crate::files;
 
 #[derive(Debug)]
 pub(super) struct Partial {
@@ -138,7 +139,8 @@ impl Partial {
         let restarts = state.restarts + 1;
         *state = Progress { bytes: state.bytes, sha256: state.sha256.take(), restarts, ..Progress::default() };
         drop(state);
-        File::create(&self.data).map_err(Error::io(&self.data))?;
+        files::open(&self.data, OpenOptions::new().write(true).create(true).truncate(true))
+            .map_err(Error::io(&self.data))?;
         self.save()
     }
 
@@ -206,7 +208,7 @@ impl Partial {
     /// A handle of its own for one writer, standing at `offset`.
     pub fn writer(&self, offset: u64) -> Result<Writer<'_>> {
         let fail = Error::io(&self.data);
-        let mut file = OpenOptions::new().write(true).open(&self.data).map_err(&fail)?;
+        let mut file = files::open(&self.data, OpenOptions::new().write(true)).map_err(&fail)?;
         file.seek(SeekFrom::Start(offset)).map_err(&fail)?;
         Ok(Writer { partial: self, file, offset })
     }
@@ -216,22 +218,17 @@ impl Partial {
     }
 
     pub fn reader(&self) -> Result<File> {
-        File::open(&self.data).map_err(Error::io(&self.data))
+        files::open(&self.data, OpenOptions::new().read(true)).map_err(Error::io(&self.data))
     }
 
     pub fn save(&self) -> Result<()> {
         let text = serde_json::to_vec(&*self.lock()).map_err(|e| Error::io(&self.side)(e.into()))?;
-        let new = self.side.with_extension("json.new");
-        fs::write(&new, text).map_err(Error::io(&new))?;
-        fs::rename(&new, &self.side).map_err(Error::io(&self.side))
+        files::write(&self.side, text).map_err(Error::io(&self.side))
     }
 
     /// Gives the verified file its name.
     pub fn finish(self) -> Result<()> {
-        let file = OpenOptions::new().write(true).open(&self.data).map_err(Error::io(&self.data))?;
-        file.sync_all().map_err(Error::io(&self.data))?;
-        drop(file);
-        fs::rename(&self.data, &self.target).map_err(Error::io(&self.target))?;
+        files::name(&self.data, &self.target).map_err(Error::io(&self.target))?;
         fs::remove_file(&self.side).map_err(Error::io(&self.side))
     }
 
@@ -259,7 +256,7 @@ impl Writer<'_> {
         if room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(length)).is_err() {
             return Err(Error::DiskFull { path: self.partial.data.clone() });
         }
-        self.file.write_all(data).map_err(Error::io(&self.partial.data))?;
+        files::write_all(&self.partial.data, &self.file, data).map_err(Error::io(&self.partial.data))?;
         self.partial.lock().done.insert(self.offset, self.offset + length);
         self.offset += length;
         Ok(())

@@ -16,6 +16,7 @@ use serde::Serialize;
 use super::counters::{self, GpuCounts};
 use super::load::{self, ComputeFlags, ModelArg};
 use super::memory::Memory;
+use super::terminal;
 use super::{bandwidth, numbers};
 use crate::engine::{Engine, EngineConfig, Session, Wanted};
 
@@ -159,7 +160,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     bar.finish_and_clear();
     let Some(report) = report else { return Ok(ExitCode::SUCCESS) };
-    let mut out = std::io::stdout().lock();
+    let mut out = terminal::stdout();
     if arguments.json {
         serde_json::to_writer_pretty(&mut out, &report)?;
         writeln!(out)?;

@@ -7,22 +7,25 @@ use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::numbers;
+use super::terminal;
 use crate::catalog::Home;
+use crate::cores;
 use crate::engine::{DEFAULT_CONTEXT, Engine, EngineConfig, GpuChoice, kept_gpu_rates};
 use crate::experts::cost::{self, Context};
 use crate::experts::rates::{self, Rates};
-use crate::experts::rig::{Rig, parse_bytes};
+use crate::experts::rig::Rig;
 use crate::experts::shape::Shape;
 use crate::experts::tier::{Ram, Tiers};
 use crate::gguf::{Gguf, Outline};
+use crate::sizes;
 
 /// How much memory.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Engine options")]
 pub struct BudgetFlags {
-    /// Memory for everything, as 4G: experts beyond it stay on disk and are read when they are picked [default: what the
+    /// Memory for everything, as 4G (10^9 bytes) or 4GiB (2^30): experts beyond it stay on disk and are read when they are picked [default: what the
     /// machine has]
-    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    #[arg(long, value_name = "SIZE", value_parser = sizes::parse)]
     pub ram: Option<u64>,
     /// Keep the experts that are in RAM from being swapped out
     #[arg(long)]
@@ -67,7 +70,7 @@ pub fn prepare(gguf: &Gguf, config: &mut EngineConfig) {
     let Some(ram) = ram(config) else { return };
     let Some(line) = line(gguf, config, &shape, context, ram) else { return };
     // A lost line is no reason to fail.
-    let _ = writeln!(std::io::stderr(), "rynd: {line}");
+    let _ = writeln!(terminal::stderr(), "rynd: {line}");
 }
 
 /// `None` when there is nothing that must be said and nobody who reads along.
@@ -115,7 +118,7 @@ fn waits_for_gpus(home: &Home, config: &EngineConfig) -> bool {
 
 /// This machine without GPUs, by its kept rates.
 fn rig(home: &Home, gguf: &Gguf, config: &EngineConfig, ram: u64) -> Option<Rig> {
-    let threads = config.threads.unwrap_or_else(num_cpus::get_physical).max(1);
+    let threads = cores::threads(config.threads);
     let rates = match config.tiers {
         Some(_) => Rates::of_this_machine(home, threads, Some(gguf)).ok()?,
         None => Rates::load(home, threads)?,
@@ -146,7 +149,7 @@ pub fn tell_speed(engine: &Engine, config: &EngineConfig) {
     if let Some(speed) = speed_when_open(engine, config) {
         let whose = if engine.gpus().is_empty() { "CPU" } else { "GPUs" };
         // A lost line is no reason to fail.
-        let _ = writeln!(std::io::stderr(), "rynd: about {speed} tok/s by the measured rates of the {whose}");
+        let _ = writeln!(terminal::stderr(), "rynd: about {speed} tok/s by the measured rates of the {whose}");
     }
 }
 
@@ -175,7 +178,7 @@ fn speed_when_open(engine: &Engine, config: &EngineConfig) -> Option<String> {
 /// The context that the engine will hold, all sessions together.
 fn context(shape: &Shape, config: &EngineConfig) -> Context {
     let tokens = config.context.map_or_else(|| shape.context.min(DEFAULT_CONTEXT as u64), |n| n as u64);
-    let kv = if config.exact { 4.0 } else { config.kv.bytes_per_value() };
+    let kv = config.cache_format().bytes_per_value();
     Context { tokens: tokens * config.sessions.max(1) as u64, bytes_per_value: kv }
 }
 

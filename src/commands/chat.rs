@@ -34,6 +34,7 @@ use anyhow::{Context, Result, bail};
 
 use super::load::{self, EngineFlags};
 use super::sampling::SamplingFlags;
+use super::terminal;
 use super::{input, interrupt};
 use crate::generate::Finish;
 use screen::{Look, Screen};
@@ -151,7 +152,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     let code = result?;
     if arguments.stats {
-        write!(std::io::stderr(), "{}", stats::report(&chat))?;
+        write!(terminal::stderr(), "{}", stats::report(&chat))?;
     }
     Ok(code)
 }
@@ -169,7 +170,7 @@ fn piped_message(prompt: Option<&str>) -> Result<String> {
 
 /// One question, its answer on standard output.
 fn once(chat: &mut Chat, message: &str) -> Result<ExitCode> {
-    let mut err = std::io::stderr();
+    let mut err = terminal::stderr();
     if let Some(note) = &chat.model.note {
         writeln!(err, "rynd: note: {note}")?;
     }

@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::load::{self, EngineFlags, ModelOrDefault};
 use super::sampling::SamplingFlags;
+use super::terminal;
 use super::{input, interrupt, lsp};
 use crate::catalog::{Catalog, Error as CatalogError, Model};
 use crate::complete::{self, CompleteError, Completion, Options, Request, check_fim, relevant};
@@ -189,7 +190,7 @@ fn options(arguments: &Arguments, sampling: SamplerConfig) -> Options {
 }
 
 fn print(completions: &[Completion], as_json: bool) -> Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = terminal::stdout();
     if as_json {
         let list: Vec<_> = completions
             .iter()

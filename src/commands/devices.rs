@@ -7,7 +7,9 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::numbers;
+use super::terminal;
 use crate::catalog::Home;
+use crate::cores;
 use crate::engine::{AdapterReport, Devices, kept_gpu_rates, measure_gpu};
 use crate::experts::rates::GpuRates;
 
@@ -61,7 +63,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if let (Err(e), true) = (home, arguments.measure) {
         return Err(e).context("there is no place to keep what is measured");
     }
-    let mut out = std::io::stdout().lock();
+    let mut out = terminal::stdout();
     if arguments.json {
         serde_json::to_writer_pretty(&mut out, &rows)?;
         writeln!(out)?;
@@ -76,7 +78,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 /// Measures an adapter anew.
 fn measure(devices: &Devices, adapter: &AdapterReport, home: &Home) -> Result<GpuRates> {
-    let threads = num_cpus::get_physical().max(1);
+    let threads = cores::usable();
     measure_gpu(devices, adapter, home, threads, None)
         .with_context(|| format!("{} could not be measured", adapter.name))
 }

@@ -4,8 +4,10 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use super::numbers;
+use super::terminal;
 use crate::catalog::Home;
 use crate::engine::{Engine, ExpertChoice, ExpertOptions, GpuChoice, GpuOptions};
+use crate::sizes;
 
 /// Which GPUs, and how much of them.
 #[derive(Clone, Debug, clap::Args)]
@@ -17,8 +19,8 @@ pub struct GpuFlags {
     /// Layers on GPUs, the head counted as one: auto (as many as fit), or a number
     #[arg(long, value_name = "N", default_value = "auto", value_parser = layers)]
     gpu_layers: Layers,
-    /// Memory to use of each GPU, such as 8G or 500M [default: nine tenths of what it has]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    /// Memory to use of each GPU, such as 8G (10^9 bytes) or 8GiB (2^30) [default: nine tenths of what it has]
+    #[arg(long, value_name = "SIZE", value_parser = sizes::parse_some)]
     gpu_memory: Option<u64>,
     /// Experts of a mixture: auto (those picked most go to GPUs where not all fit, unless that is slower),
     /// always, off (whole layers), or cpu
@@ -84,7 +86,7 @@ impl GpuFlags {
 /// Tells the user what the engine did in place of what it was asked for.
 pub fn notice(line: &str) {
     // A lost notice is no reason to fail.
-    let _ = writeln!(std::io::stderr(), "rynd: {line}");
+    let _ = writeln!(terminal::stderr(), "rynd: {line}");
 }
 
 /// Tells where a model that uses GPUs lies.
@@ -136,42 +138,9 @@ fn layers(text: &str) -> Result<Layers, String> {
     }
 }
 
-/// Bytes of "8G", "500M", "1.5GB" or "4GiB"; without a unit, bytes.
-fn size(text: &str) -> Result<u64, String> {
-    let wrong = || format!("'{text}' is no size; give bytes, or a number with K, M, G or T (decimal) or KiB to TiB");
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let number: f64 = number.parse().map_err(|_| wrong())?;
-    let unit = unit.trim().to_ascii_lowercase();
-    let (prefix, base) = match unit.strip_suffix("ib") {
-        Some(prefix) => (prefix, 1024.0_f64),
-        None => (unit.strip_suffix('b').unwrap_or(&unit), 1000.0),
-    };
-    let power = match prefix {
-        "" => 0,
-        "k" => 1,
-        "m" => 2,
-        "g" => 3,
-        "t" => 4,
-        _ => return Err(wrong()),
-    };
-    let bytes = number * base.powi(power);
-    if bytes >= 1.0 && bytes < u64::MAX as f64 { Ok(bytes as u64) } else { Err(wrong()) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_have_decimal_and_binary_units() {
-        for (text, bytes) in [("512", 512), ("8G", 8_000_000_000), ("1.5gb", 1_500_000_000), ("4GiB", 4 << 30)] {
-            assert_eq!(size(text), Ok(bytes));
-        }
-        for text in ["", "G", "8X", "-1", "0", "1e99T"] {
-            assert!(size(text).is_err(), "{text}");
-        }
-    }
 
     #[test]
     fn gpus_are_auto_off_or_numbers() {

@@ -9,8 +9,10 @@ use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::load::{self, ComputeFlags, ModelArg};
+use super::terminal;
 use super::{input, interrupt};
 use crate::engine::{EngineConfig, EngineError};
+use crate::gguf::Writer;
 use crate::quantize::{Imatrix, collect};
 use crate::tokenizer::Encode;
 
@@ -41,8 +43,8 @@ pub struct Arguments {
     /// Measure the output matrix too
     #[arg(long)]
     process_output: bool,
-    /// Worker threads [default: the physical cores]
-    #[arg(short, long, value_name = "N", value_parser = load::at_least_one())]
+    /// Worker threads [default: the cores that this process may use]
+    #[arg(short, long, value_name = "N", value_parser = load::thread_count)]
     threads: Option<usize>,
     #[command(flatten)]
     compute: ComputeFlags,
@@ -50,6 +52,8 @@ pub struct Arguments {
 
 /// Runs the command.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    // What can not be written is told before the work.
+    let output = Writer::create(&arguments.output)?;
     let text =
         if arguments.file.as_os_str() == "-" { input::read_stdin()? } else { input::read_file(&arguments.file)? };
     let n = arguments.ctx;
@@ -89,20 +93,20 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     bar.finish_and_clear();
     if done == 0 {
-        writeln!(std::io::stderr(), "rynd: interrupted; nothing was written")?;
+        writeln!(terminal::stderr(), "rynd: interrupted; nothing was written")?;
         return Ok(ExitCode::from(interrupt::EXIT_CODE));
     }
     let dataset = arguments.file.display().to_string();
-    let output = arguments.process_output;
-    let imatrix = collect::collected(&engine, vec![dataset], done as u32, n as u32, output);
-    imatrix.write(&arguments.output)?;
+    let head = arguments.process_output;
+    let imatrix = collect::collected(&engine, vec![dataset], done as u32, n as u32, head);
+    imatrix.write_to(output)?;
     report(arguments, &imatrix, done, chunks)?;
     Ok(if done < chunks { ExitCode::from(interrupt::EXIT_CODE) } else { ExitCode::SUCCESS })
 }
 
 /// What was measured, and which experts the text never reached.
 fn report(arguments: &Arguments, imatrix: &Imatrix, done: usize, chunks: usize) -> Result<()> {
-    let mut err = std::io::stderr().lock();
+    let mut err = terminal::stderr();
     let (n, path) = (arguments.ctx, arguments.output.display());
     writeln!(err, "{path}: {} tensors, {done} of {chunks} chunks of {n} tokens", imatrix.entries.len())?;
     for (name, unreached, experts) in imatrix.unreached() {

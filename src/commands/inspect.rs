@@ -13,6 +13,7 @@ use serde_json::{Value as Json, json};
 
 use super::load::{self, ComputeFlags, ModelArg};
 use super::steps::StepRow;
+use super::terminal;
 use super::{input, numbers, steps, trace};
 use crate::engine::{Engine, EngineConfig, GpuOptions, Outline};
 use crate::gguf::{Gguf, Value};
@@ -114,7 +115,7 @@ struct TensorRow {
 
 /// Runs the command.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let mut out = std::io::BufWriter::new(terminal::stdout());
     if let Some(ids) = &arguments.trace_step {
         let ids = input::ids(ids)?;
         trace::compare(&arguments.model, &arguments.compute, &ids, arguments.threshold, arguments.verbose, &mut out)?;

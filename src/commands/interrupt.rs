@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 
+use crate::files;
+
 /// The exit code of a command that Ctrl-C stopped: 128 + SIGINT.
 pub const EXIT_CODE: u8 = 130;
 
@@ -18,6 +20,8 @@ pub fn watch() -> Result<()> {
     ctrlc::set_handler(|| {
         let first = !ASKED.swap(true, Ordering::Relaxed);
         if (!first || AT_ONCE.load(Ordering::Relaxed)) && !SESSION.load(Ordering::Relaxed) {
+            // No drop runs from here on.
+            files::clean_up();
             std::process::exit(i32::from(EXIT_CODE));
         }
     })

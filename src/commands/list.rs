@@ -8,6 +8,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::numbers;
+use super::terminal;
 use crate::catalog::{Catalog, Row};
 
 /// List the models that rynd knows, and which of them are here
@@ -32,7 +33,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let catalog = Catalog::open()?;
     let mut rows = catalog.rows()?;
     rows.retain(|row| row.local || !arguments.local);
-    let mut out = std::io::stdout().lock();
+    let mut out = terminal::stdout();
     if arguments.json {
         let object = json!({
             "default": catalog.default_model(),

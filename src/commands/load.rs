@@ -10,14 +10,16 @@ use serde_json::{Map, Value as Json};
 use super::budget::{self, BudgetFlags};
 use super::gpu::{self, GpuFlags};
 use super::obtain;
+use super::terminal;
 use crate::backend::KvFormat;
 use crate::catalog::{Catalog, Home};
 use crate::chat::{ChatError, Message, Template};
+use crate::cores;
 use crate::engine::{DEFAULT_BATCH, DiskOptions, Engine, EngineConfig};
 use crate::experts::rates;
-use crate::experts::rig::parse_bytes;
 use crate::gguf::Gguf;
 use crate::models::RopeOverride;
+use crate::sizes;
 use crate::tokenizer::{Prompt, Tokenizer, Vocab};
 
 /// Which model.
@@ -86,7 +88,7 @@ pub fn start(gguf: Gguf, config: &EngineConfig) -> Result<Engine> {
     if engine.context() > trained {
         // A lost warning is no reason to fail.
         let _ = writeln!(
-            std::io::stderr(),
+            terminal::stderr(),
             "rynd: warning: the model was made for {trained} tokens; beyond them its answers get worse \
              (--rope-scaling yarn stretches it)"
         );
@@ -141,15 +143,27 @@ pub fn at_least_one() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..)
 }
 
+/// A number of threads. Far more than there are CPUs would only wait for one another, which looks like a hang.
+pub fn thread_count(text: &str) -> Result<usize, String> {
+    match (text.parse::<usize>(), cores::most()) {
+        (Ok(0) | Err(_), _) => Err(format!("'{text}' is no number of threads; give 1 or more, or leave it out")),
+        (Ok(n), most) if n > most => Err(format!(
+            "more than {most} threads only wait for one another here; {} would be used unasked",
+            cores::usable()
+        )),
+        (Ok(n), _) => Ok(n),
+    }
+}
+
 /// How to run a model.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Engine options")]
 pub struct EngineFlags {
-    /// Worker threads [default: the physical cores]
-    #[arg(short, long, value_name = "N", value_parser = at_least_one())]
+    /// Worker threads [default: the cores that this process may use]
+    #[arg(short, long, value_name = "N", value_parser = thread_count)]
     pub threads: Option<usize>,
-    /// Tokens of context [default: the model's, at most 32768]
-    #[arg(short, long, value_name = "TOKENS", value_parser = at_least_one())]
+    /// Tokens of context, as 8192 or 8K [default: the model's, at most 32768]
+    #[arg(short, long, value_name = "TOKENS", value_parser = sizes::parse_tokens)]
     pub ctx: Option<usize>,
     /// Memory for conversations that are over, as 2G [default: an eighth of the machine's, 0 with --ram or on GPUs]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
@@ -252,6 +266,6 @@ impl ComputeFlags {
 
     /// The format that the cache really has.
     pub fn kv_format(&self) -> KvFormat {
-        if self.exact { KvFormat::F32 } else { self.kv }
+        self.kv.of_run(self.exact)
     }
 }

@@ -1,7 +1,6 @@
 //! `rynd logits`: what the model computes, as NumPy arrays: for comparing with other implementations.
 
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, StdoutLock, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,6 +11,7 @@ use super::input::{self, TextFlags};
 use super::load::{self, EngineFlags, ModelArg};
 use super::npy::NpyWriter;
 use crate::engine::{Engine, Session, Wanted};
+use crate::files::Unfinished;
 use crate::tokenizer::Encode;
 
 /// Write the logits of a prompt as a NumPy array
@@ -60,31 +60,26 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         // A trace is one batch.
         config.batch = config.batch.max(ids.len());
     }
+    let open = |path: &Option<PathBuf>| path.as_deref().map(Out::open).transpose();
+    let (hidden, output) = (open(&arguments.hidden)?, open(&arguments.output)?);
     let mut engine = load::start(gguf, &config)?;
-    if let Some(path) = &arguments.hidden {
-        write_hidden(&mut engine, &ids, path)?;
+    if let Some(out) = hidden {
+        write_hidden(&mut engine, &ids, out)?;
     }
-    if let Some(path) = &arguments.output {
-        write_logits(&mut engine, &ids, arguments.all, path)?;
+    if let Some(out) = output {
+        write_logits(&mut engine, &ids, arguments.all, out)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn write_logits(engine: &mut Engine, ids: &[u32], all: bool, path: &Path) -> Result<()> {
+fn write_logits(engine: &mut Engine, ids: &[u32], all: bool, out: Out) -> Result<()> {
     let vocab = engine.plan().vocab;
     let positions = if all { ids.len() } else { 1 };
     let wanted = if all { Wanted::All } else { Wanted::Last };
-    let mut npy: Option<NpyWriter<Box<dyn Write>>> = None;
+    let context = out.context();
+    let mut npy = NpyWriter::new(out, &[positions, vocab]).with_context(&context)?;
     let mut failure = None;
-    // The file is made when the first logits are there: a prompt that can not be run leaves nothing behind.
-    let mut write = |logits: &[f32]| -> Result<()> {
-        let npy = match &mut npy {
-            Some(npy) => npy,
-            None => npy.insert(create(path, &[positions, vocab])?),
-        };
-        npy.write(logits).with_context(|| format!("can not write {}", path.display()))
-    };
-    let result = Session::new().extend(engine, ids, wanted, |_, logits| match write(logits) {
+    let result = Session::new().extend(engine, ids, wanted, |_, logits| match npy.write(logits) {
         Ok(()) => ControlFlow::Continue(()),
         Err(e) => {
             failure = Some(e);
@@ -92,14 +87,14 @@ fn write_logits(engine: &mut Engine, ids: &[u32], all: bool, path: &Path) -> Res
         }
     });
     match failure {
-        Some(failure) => return Err(failure),
+        Some(failure) => return Err(failure).with_context(context),
         None => result?,
     }
-    npy.map_or(Ok(()), NpyWriter::finish).with_context(|| format!("can not write {}", path.display()))
+    npy.finish().and_then(Out::publish).with_context(context)
 }
 
 /// The residual stream before the first layer and after each: (layers + 1, positions, width).
-fn write_hidden(engine: &mut Engine, ids: &[u32], path: &Path) -> Result<()> {
+fn write_hidden(engine: &mut Engine, ids: &[u32], out: Out) -> Result<()> {
     let plan = engine.plan();
     let (hidden, layers) = (plan.hidden, plan.layers);
     let width = plan.slot(hidden).width;
@@ -119,18 +114,56 @@ fn write_hidden(engine: &mut Engine, ids: &[u32], path: &Path) -> Result<()> {
         }
         ControlFlow::Continue(())
     })?;
-    let mut npy = create(path, &[layers + 1, ids.len(), width])?;
-    let context = || format!("can not write {}", path.display());
-    states.iter().try_for_each(|state| npy.write(state)).with_context(context)?;
-    npy.finish().with_context(context)
+    let context = out.context();
+    let mut npy = NpyWriter::new(out, &[layers + 1, ids.len(), width]).with_context(&context)?;
+    states.iter().try_for_each(|state| npy.write(state)).with_context(&context)?;
+    npy.finish().and_then(Out::publish).with_context(context)
 }
 
-fn create(path: &Path, shape: &[usize]) -> Result<NpyWriter<Box<dyn Write>>> {
-    let out: Box<dyn Write> = if path == Path::new("-") {
-        Box::new(BufWriter::new(io::stdout().lock()))
-    } else {
-        let file = File::create(path).with_context(|| format!("can not create {}", path.display()))?;
-        Box::new(BufWriter::new(file))
-    };
-    NpyWriter::new(out, shape).with_context(|| format!("can not write {}", path.display()))
+/// Where an array goes. A file is tried before the work begins, and gets its name when the array is complete.
+enum Out {
+    Stdout(BufWriter<StdoutLock<'static>>),
+    File(Unfinished),
+}
+
+impl Out {
+    fn open(path: &Path) -> Result<Out> {
+        if path == Path::new("-") {
+            return Ok(Out::Stdout(BufWriter::new(io::stdout().lock())));
+        }
+        let context = || format!("can not create {}; check that the folder exists and is writable", path.display());
+        Unfinished::create(path).map(Out::File).with_context(context)
+    }
+
+    /// What an error of writing is about.
+    fn context(&self) -> impl Fn() -> String + use<> {
+        let name = match self {
+            Out::Stdout(_) => "standard output".to_owned(),
+            Out::File(file) => file.path().display().to_string(),
+        };
+        move || format!("can not write {name}")
+    }
+
+    fn publish(self) -> io::Result<()> {
+        match self {
+            Out::Stdout(mut out) => out.flush(),
+            Out::File(file) => file.publish(),
+        }
+    }
+}
+
+impl Write for Out {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Out::Stdout(out) => out.write(bytes),
+            Out::File(file) => file.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Out::Stdout(out) => out.flush(),
+            Out::File(file) => file.flush(),
+        }
+    }
 }

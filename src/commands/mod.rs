@@ -1,7 +1,8 @@
 //! The commands, one file each: arguments in, calls to the layers above, text out.
 //!
-//! Only here (and in `main.rs`) is anything printed. Results go to stdout; progress, statistics and errors to stderr,
-//! progress only where stderr is a terminal. A command returns its exit code, so that an interrupted one can say 130.
+//! Only here (and in `main.rs`) is anything printed, through `terminal`, which lets no file's text drive the terminal. Results
+//! go to stdout; progress, statistics and errors to stderr, progress only where stderr is a terminal. A command returns its
+//! exit code, so that an interrupted one can say 130.
 
 mod bandwidth;
 mod bench;
@@ -39,6 +40,7 @@ mod rm;
 mod run;
 mod sampling;
 mod steps;
+mod terminal;
 mod tokenize;
 mod trace;
 
@@ -54,6 +56,8 @@ use clap::{Parser, Subcommand};
 Environment:
   RYND_HOME   where fetched models and the configuration are kept
   RYND_SIMD   caps the instruction set: scalar, avx2, avx512 or neon
+
+Sizes: K, M, G and T are powers of 1000, KiB, MiB, GiB and TiB of 1024; tokens: K is 1024.
 
 Run 'rynd COMMAND --help' for a command's options and examples.")]
 pub struct Cli {
@@ -115,6 +119,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
 
 pub use interrupt::EXIT_CODE as INTERRUPTED;
 pub use obtain::is_interruption;
+pub use terminal::stderr;
 
 /// Whether the error is only that nobody reads our output any more (`rynd run ... | head -1`).
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {

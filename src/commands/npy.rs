@@ -34,10 +34,11 @@ impl<W: Write> NpyWriter<W> {
         self.out.write_all(&bytes)
     }
 
-    /// Flushes; the array is complete.
-    pub fn finish(mut self) -> io::Result<()> {
+    /// Flushes and gives the writer back; the array is complete.
+    pub fn finish(mut self) -> io::Result<W> {
         assert_eq!(self.left, 0, "fewer values than the shape holds");
-        self.out.flush()
+        self.out.flush()?;
+        Ok(self.out)
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::terminal;
 use super::{interrupt, numbers};
 use crate::catalog::{Catalog, Entry, Error, Event, Model, Net, Pull, Resolved};
 
@@ -35,8 +36,8 @@ pub fn is_interruption(error: &anyhow::Error) -> bool {
 
 /// False, without a question, where nobody can answer.
 fn agrees(model: &Model, missing: &Error) -> Result<bool> {
-    let stderr = std::io::stderr();
-    if !std::io::stdin().is_terminal() || !stderr.is_terminal() {
+    let mut stderr = terminal::stderr();
+    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
         return Ok(false);
     }
     let Error::Missing { bytes, have, .. } = missing else { return Ok(false) };
@@ -46,8 +47,8 @@ fn agrees(model: &Model, missing: &Error) -> Result<bool> {
         notes.push(entry.licence.clone());
     }
     let notes = if notes.is_empty() { String::new() } else { format!(" ({})", notes.join(", ")) };
-    write!(stderr.lock(), "The model '{}' is not on this machine. Fetch it now{notes}? [Y/n] ", model.name())?;
-    stderr.lock().flush()?;
+    write!(stderr, "The model '{}' is not on this machine. Fetch it now{notes}? [Y/n] ", model.name())?;
+    stderr.flush()?;
     let mut answer = String::new();
     let read = interrupt::at_once(|| std::io::stdin().lock().read_line(&mut answer))?;
     Ok(read > 0 && matches!(answer.trim().to_ascii_lowercase().as_str(), "" | "y" | "yes"))
@@ -58,7 +59,7 @@ pub fn fetch(catalog: &Catalog, model: &Model, connections: Option<usize>) -> Re
     let mut net = Net::from_env();
     net.connections = connections.unwrap_or(net.connections);
     if let Model::Named(entry) = model {
-        writeln!(std::io::stderr(), "{}", headline(entry))?;
+        writeln!(terminal::stderr(), "{}", headline(entry))?;
     }
     let teller = Teller::new();
     let tell = |event: Event<'_>| teller.tell(&event);
@@ -93,7 +94,7 @@ impl Teller {
     fn line(&self, text: &str) {
         self.bar.suspend(|| {
             // Progress is lost without harm when nobody reads stderr any more.
-            let _ = writeln!(std::io::stderr(), "  {text}");
+            let _ = writeln!(terminal::stderr(), "  {text}");
         });
     }
 

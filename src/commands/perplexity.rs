@@ -17,9 +17,10 @@ use rayon::prelude::*;
 
 use super::input::TextFlags;
 use super::load::{self, ComputeFlags, ModelArg};
+use super::terminal;
 use super::{interrupt, numbers};
 use crate::engine::{Engine, EngineConfig, EngineError, Session, Wanted};
-use crate::gguf::Unfinished;
+use crate::files::Unfinished;
 use crate::quantize::divergence::{Report, TokenScore, score};
 use crate::quantize::reference_logits::{Evaluated, LogitsReader, LogitsWriter};
 use crate::tokenizer::Encode;
@@ -61,8 +62,8 @@ pub struct Arguments {
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
-    /// Worker threads [default: the physical cores]
-    #[arg(short, long, value_name = "N", value_parser = load::at_least_one())]
+    /// Worker threads [default: the cores that this process may use]
+    #[arg(short, long, value_name = "N", value_parser = load::thread_count)]
     threads: Option<usize>,
     #[command(flatten)]
     compute: ComputeFlags,
@@ -91,6 +92,8 @@ fn load(arguments: &Arguments, context: usize) -> Result<Engine> {
 
 /// The perplexity of a text, whose logits may be saved.
 fn evaluate(arguments: &Arguments) -> Result<()> {
+    // What can not be written is told before the work.
+    let mut file = arguments.save_logits.as_deref().map(create).transpose()?;
     let text = arguments.text.read_prompt()?;
     let n = arguments.ctx;
     if n < 4 {
@@ -107,14 +110,14 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
     }
     let chunks = (ids.len() / n).min(arguments.chunks.unwrap_or(usize::MAX));
     ids.truncate(chunks * n);
-    let mut saved = match &arguments.save_logits {
-        Some(path) => Some(save(path, Evaluated { context: n, vocab: engine.plan().vocab, tokens: ids.clone() })?),
-        None => None,
-    };
+    let what = Evaluated { context: n, vocab: engine.plan().vocab, tokens: ids.clone() };
+    let begin = |file| LogitsWriter::new(file, what).with_context(|| saving(arguments));
+    let mut saved = file.take().map(begin).transpose()?;
     interrupt::watch()?;
     let bar = ProgressBar::new(chunks as u64).with_style(style());
     let mut score = Score::default();
     let mut session = Session::new();
+    let mut done = 0;
     for (i, chunk) in ids.chunks_exact(n).enumerate() {
         let mut losses = vec![]; // (rows)
         let mut failed = Ok(());
@@ -131,12 +134,13 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
         if !whole {
             break;
         }
+        done += 1;
         losses.iter().for_each(|&loss| score.add(loss));
         bar.set_message(format!("PPL {:.4}", score.perplexity()));
         bar.inc(1);
         if arguments.verbose {
             let (ppl, error) = (score.perplexity(), score.error());
-            bar.suspend(|| writeln!(std::io::stderr(), "chunk {} of {chunks}: PPL = {ppl:.4} +/- {error:.5}", i + 1))?;
+            bar.suspend(|| writeln!(terminal::stderr(), "chunk {} of {chunks}: PPL = {ppl:.4} +/- {error:.5}", i + 1))?;
         }
         if interrupt::asked() {
             break;
@@ -144,8 +148,8 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
     }
     bar.finish_and_clear();
     if let Some(writer) = saved {
-        if bar.position() < chunks as u64 {
-            writeln!(std::io::stderr(), "rynd: interrupted; the logits are not saved")?;
+        if done < chunks {
+            writeln!(terminal::stderr(), "rynd: interrupted; the logits are not saved")?;
         } else {
             writer.finish()?.publish().with_context(|| saving(arguments))?;
         }
@@ -158,9 +162,9 @@ fn saving(arguments: &Arguments) -> String {
     format!("can not save the logits in {}; check the free space of the disk", path.display())
 }
 
-fn save(path: &Path, what: Evaluated) -> Result<LogitsWriter<Unfinished>> {
+fn create(path: &Path) -> Result<Unfinished> {
     let context = || format!("can not create {}; check that the folder exists and is writable", path.display());
-    LogitsWriter::new(Unfinished::create(path).with_context(context)?, what).with_context(context)
+    Unfinished::create(path).with_context(context)
 }
 
 /// How far the model's predictions are from those that were saved.
@@ -206,7 +210,7 @@ fn compare(arguments: &Arguments, path: &Path) -> Result<()> {
         if let Some(report) = Report::new(&scores).filter(|_| arguments.verbose) {
             let (ppl, kld, top) = (report.perplexity, report.kld.mean, 100.0 * report.same_top.value);
             let line = format!("chunk {} of {chunks}: PPL {ppl:.4}, KLD {kld:.6}, same top {top:.2} %", i + 1);
-            bar.suspend(|| writeln!(std::io::stderr(), "{line}"))?;
+            bar.suspend(|| writeln!(terminal::stderr(), "{line}"))?;
         }
         if interrupt::asked() {
             break;
@@ -214,7 +218,7 @@ fn compare(arguments: &Arguments, path: &Path) -> Result<()> {
     }
     bar.finish_and_clear();
     let Some(report) = Report::new(&scores) else { bail!("interrupted before the first chunk was scored") };
-    let mut out = std::io::stdout().lock();
+    let mut out = terminal::stdout();
     if arguments.json {
         writeln!(out, "{}", serde_json::to_value(report)?)?;
     } else {
@@ -290,7 +294,7 @@ fn print(arguments: &Arguments, score: &Score, chunks: usize) -> Result<()> {
     if score.tokens == 0 {
         bail!("interrupted before the first chunk was scored");
     }
-    let mut out = std::io::stdout().lock();
+    let mut out = terminal::stdout();
     let (ppl, error) = (score.perplexity(), score.error());
     if arguments.json {
         let value = serde_json::json!({

@@ -12,15 +12,18 @@ use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 
 use super::plan_what_if::{self, Row};
+use super::terminal;
 use super::{interrupt, load, numbers, plan_gpus};
 use crate::backend::KvFormat;
 use crate::catalog::{Catalog, Net, State, peek};
+use crate::cores;
 use crate::engine::DEFAULT_CONTEXT;
 use crate::experts::cost::{self, Context, Decode, Hits, Placement, Prefill};
 use crate::experts::rates::{self, Rates};
-use crate::experts::rig::{RIGS, Rig, parse_bytes};
+use crate::experts::rig::{RIGS, Rig};
 use crate::experts::shape::Shape;
 use crate::gguf::{Gguf, Outline};
+use crate::sizes;
 
 /// Say what of a model goes where on a machine, whether it fits, and how fast it will be
 ///
@@ -43,7 +46,7 @@ pub struct Arguments {
     #[command(flatten)]
     machine: MachineFlags,
     /// Tokens of context, as 8192 or 32K [default: the model's, at most 32K]
-    #[arg(short, long, value_name = "TOKENS", value_parser = parse_tokens)]
+    #[arg(short, long, value_name = "TOKENS", value_parser = |text: &str| sizes::parse_tokens(text).map(|n| n as u64))]
     ctx: Option<u64>,
     /// Format of cached keys and values: f32, f16 or q8_0
     #[arg(long, value_name = "FORMAT", default_value = "f16")]
@@ -73,10 +76,10 @@ struct MachineFlags {
     #[arg(long, value_name = "NAME", value_parser = parse_rig)]
     rig: Option<Rig>,
     /// Memory of each graphics card; 0 for none [default without --rig: the cards that are here]
-    #[arg(long, value_name = "SIZES", value_delimiter = ',', value_parser = parse_bytes)]
+    #[arg(long, value_name = "SIZES", value_delimiter = ',', value_parser = sizes::parse)]
     vram: Vec<u64>,
     /// RAM that rynd may use
-    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    #[arg(long, value_name = "SIZE", value_parser = sizes::parse)]
     ram: Option<u64>,
     /// GB/s between RAM and a card (PCIe 4 x16: 25, PCIe 5 x16: 52)
     #[arg(long, value_name = "GB/S", value_parser = parse_rate)]
@@ -90,8 +93,8 @@ struct MachineFlags {
     /// GB/s at which a card reads weights from its memory
     #[arg(long, value_name = "GB/S", value_parser = parse_rate)]
     vram_rate: Option<f64>,
-    /// Worker threads [default: the physical cores]
-    #[arg(short, long, value_name = "N", value_parser = load::at_least_one())]
+    /// Worker threads [default: the cores that this process may use]
+    #[arg(short, long, value_name = "N", value_parser = load::thread_count)]
     threads: Option<usize>,
 }
 
@@ -141,7 +144,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut notes = vec![];
     let rig = arguments.machine.rig(local.as_ref(), &mut notes)?;
     let report = report(arguments, &outline, &shape, rig, notes)?;
-    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let mut out = std::io::BufWriter::new(terminal::stdout());
     if arguments.json {
         serde_json::to_writer_pretty(&mut out, &report)?;
         writeln!(out)?;
@@ -167,7 +170,7 @@ fn outline(model: &str) -> Result<(Outline, Option<Gguf>)> {
     if std::io::stderr().is_terminal() {
         // A lost note is no reason to fail.
         let _ =
-            writeln!(std::io::stderr(), "rynd: '{model}' is not on this machine; reading its header from the network");
+            writeln!(terminal::stderr(), "rynd: '{model}' is not on this machine; reading its header from the network");
     }
     Ok((peek(&Net::from_env(), &found, &interrupt::asked)?, None))
 }
@@ -214,7 +217,7 @@ impl MachineFlags {
 
     /// This machine, measured now if it never was.
     fn here(&self, model: Option<&Gguf>, notes: &mut Vec<String>) -> Result<Rig> {
-        let threads = self.threads.unwrap_or_else(num_cpus::get_physical).max(1);
+        let threads = cores::threads(self.threads);
         let home = Catalog::open()?.home;
         let rates = Rates::of_this_machine(&home, threads, model.filter(|_| self.disk.is_none()))?;
         let ram = match (self.ram, rates::ram_bytes()) {
@@ -478,13 +481,6 @@ fn parse_rig(name: &str) -> Result<Rig, String> {
         let known: Vec<String> = RIGS.iter().map(|(name, what)| format!("{name} ({what})")).collect();
         format!("no machine is called '{name}'; known: {}", known.join("; "))
     })
-}
-
-fn parse_tokens(text: &str) -> Result<u64, String> {
-    match parse_bytes(text) {
-        Ok(n) if (1..=1 << 30).contains(&n) => Ok(n),
-        _ => Err(format!("'{text}' is no number of tokens; write it like 8192 or 32K")),
-    }
 }
 
 fn parse_rate(text: &str) -> Result<f64, String> {

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 
+use super::terminal;
 use super::{interrupt, obtain};
 use crate::catalog::Catalog;
 
@@ -41,11 +42,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     interrupt::watch()?;
     match obtain::fetch(&catalog, &model, Some(arguments.connections.into())) {
         Ok(resolved) => {
-            writeln!(std::io::stdout(), "{}", resolved.path().display())?;
+            writeln!(terminal::stdout(), "{}", resolved.path().display())?;
             Ok(ExitCode::SUCCESS)
         }
         Err(error) if obtain::is_interruption(&error) => {
-            writeln!(std::io::stderr(), "rynd: {error:#}")?;
+            writeln!(terminal::stderr(), "rynd: {error:#}")?;
             Ok(ExitCode::from(interrupt::EXIT_CODE))
         }
         Err(error) => Err(error),

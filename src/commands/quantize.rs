@@ -11,9 +11,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 use regex_automata::meta::Regex;
 use rynd_quant::Format;
 
+use super::terminal;
 use super::{interrupt, load, numbers};
+use crate::cores;
 use crate::quantize::kind::is_quantizable;
 use crate::quantize::{self, FileType, Imatrix, Job, Options, QuantizeError, Recipe, Source};
+use crate::sizes;
 
 /// Write a model in another precision
 ///
@@ -45,14 +48,14 @@ pub struct Arguments {
     /// Quantise tensors again that are quantised already; costs quality
     #[arg(long)]
     allow_requantize: bool,
-    /// Split the output into files of at most this size, such as 50G or 500M
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    /// Split the output into files of at most this size, such as 50G (10^9 bytes each) or 50GiB (2^30)
+    #[arg(long, value_name = "SIZE", value_parser = sizes::parse_some)]
     split_max_size: Option<u64>,
     /// Print what would be written, and write nothing
     #[arg(long)]
     dry_run: bool,
-    /// Worker threads [default: the physical cores]
-    #[arg(short, long, value_name = "N", value_parser = load::at_least_one())]
+    /// Worker threads [default: the cores that this process may use]
+    #[arg(short, long, value_name = "N", value_parser = load::thread_count)]
     threads: Option<usize>,
 }
 
@@ -90,23 +93,23 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     interrupt::watch()?;
     let bar = ProgressBar::new(job.source.bytes()).with_style(style());
     let start = Instant::now();
-    let threads = arguments.threads.unwrap_or_else(num_cpus::get_physical).max(1);
+    let threads = cores::threads(arguments.threads);
     let result = quantize::quantize(&job, threads, output, |progress| {
         bar.set_position(progress.bytes);
-        bar.set_message(progress.tensor.to_owned());
+        bar.set_message(terminal::harmless(progress.tensor).into_owned());
         if interrupt::asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     bar.finish_and_clear();
     match result {
         Err(QuantizeError::Interrupted) => {
-            writeln!(std::io::stderr(), "rynd: {}", QuantizeError::Interrupted)?;
+            writeln!(terminal::stderr(), "rynd: {}", QuantizeError::Interrupted)?;
             return Ok(ExitCode::from(interrupt::EXIT_CODE));
         }
         other => other?,
     }
     let rate = numbers::rate(job.source.bytes() as usize, start.elapsed()) as u64;
     writeln!(
-        std::io::stderr(),
+        terminal::stderr(),
         "{}: {} in {}, {}/s of input",
         output.display(),
         summary(&job),
@@ -151,7 +154,7 @@ fn check_named(arguments: &Arguments, input: &Path, job: &Job) -> Result<()> {
 /// Says where an importance matrix has nothing to say.
 fn report_importance(options: &Options, job: &Job) -> Result<()> {
     let Some((imatrix, path)) = &options.imatrix else { return Ok(()) };
-    let mut err = std::io::stderr().lock();
+    let mut err = terminal::stderr();
     let unreached: usize = imatrix.unreached().map(|(_, unreached, _)| unreached).sum();
     if unreached > 0 {
         writeln!(
@@ -179,7 +182,7 @@ fn summary(job: &Job) -> String {
 }
 
 fn print_plan(job: &Job) -> Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = terminal::stdout();
     let width = job.tensors().map(|(tensor, _)| tensor.name.len()).max().unwrap_or(0);
     for (no, shard) in job.shards.windows(2).enumerate() {
         if job.shards.len() > 2 {
@@ -226,25 +229,6 @@ fn tensor_type(argument: &str) -> Result<TensorType> {
     let (pattern, name) = argument.rsplit_once('=').context("it should read REGEX=FORMAT, such as ffn_down=q6_k")?;
     let pattern = Regex::new(pattern).with_context(|| format!("'{pattern}' is no regular expression"))?;
     Ok(TensorType { argument: argument.to_owned(), pattern, format: format(name)? })
-}
-
-/// "50G": decimal, as llama-gguf-split counts.
-fn size(text: &str) -> Result<u64> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = match text[digits.len()..].to_ascii_uppercase().trim_end_matches('B') {
-        "" => 1_u64,
-        "K" => 1000,
-        "M" => 1_000_000,
-        "G" => 1_000_000_000,
-        "T" => 1_000_000_000_000,
-        _ => bail!("it should be a number and a unit: K, M, G or T"),
-    };
-    let number: f64 = digits.parse().context("it should be a number and a unit, such as 50G")?;
-    let bytes = number * unit as f64;
-    if !(1.0..1e18).contains(&bytes) {
-        bail!("it should be at least one byte, and less than an exabyte");
-    }
-    Ok(bytes as u64)
 }
 
 fn style() -> ProgressStyle {

@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 
 use super::numbers;
+use super::terminal;
 use crate::catalog::Catalog;
 
 /// Remove a model from the cache
@@ -31,17 +32,17 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let model = catalog.find(&arguments.model)?;
     let (paths, bytes) = catalog.removable(&model)?;
     if !arguments.yes && !agrees(&model.name(), paths.len(), bytes)? {
-        writeln!(std::io::stderr(), "nothing was removed")?;
+        writeln!(terminal::stderr(), "nothing was removed")?;
         return Ok(ExitCode::FAILURE);
     }
     let freed = catalog.remove(&model)?;
-    writeln!(std::io::stderr(), "removed {} ({})", model.name(), numbers::bytes(freed))?;
+    writeln!(terminal::stderr(), "removed {} ({})", model.name(), numbers::bytes(freed))?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn agrees(name: &str, files: usize, bytes: u64) -> Result<bool> {
-    let mut stderr = std::io::stderr();
-    if !std::io::stdin().is_terminal() || !stderr.is_terminal() {
+    let mut stderr = terminal::stderr();
+    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
         bail!("'rynd rm' asks before it removes, and nobody can answer here; add --yes");
     }
     let files = if files == 1 { "1 file".to_owned() } else { format!("{files} files") };

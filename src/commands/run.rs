@@ -14,7 +14,7 @@ use super::input::{self, TextFlags};
 use super::load::{self, EngineFlags, ModelArg};
 use super::memory::Memory;
 use super::sampling::SamplingFlags;
-use super::{interrupt, numbers, reuse};
+use super::{interrupt, numbers, reuse, terminal};
 use crate::chat::Message;
 use crate::engine::Engine;
 use crate::generate::{Event, Finish, Limits, Summary, generate};
@@ -121,7 +121,7 @@ fn prompt_ids(arguments: &Arguments, engine: &Engine, tokenizer: &Tokenizer, tex
 
 /// Writes what is generated and remembers the first failure: generation is only told to stop.
 struct Output {
-    out: io::StdoutLock<'static>,
+    out: terminal::Clean<io::StdoutLock<'static>>,
     ids: bool,
     written: bool,
     ends_with_newline: bool,
@@ -130,7 +130,7 @@ struct Output {
 
 impl Output {
     fn new(ids: bool) -> Output {
-        Output { out: io::stdout().lock(), ids, written: false, ends_with_newline: true, failure: None }
+        Output { out: terminal::stdout(), ids, written: false, ends_with_newline: true, failure: None }
     }
 
     fn token(&mut self, id: u32) -> ControlFlow<()> {
@@ -161,7 +161,7 @@ impl Output {
         if let Some(failure) = self.failure {
             return Err(failure);
         }
-        if !self.ends_with_newline && (self.ids || self.out.is_terminal()) {
+        if !self.ends_with_newline && (self.ids || io::stdout().is_terminal()) {
             writeln!(self.out)?;
         }
         self.out.flush()
@@ -210,7 +210,7 @@ fn print_stats(engine: &Engine, tokenizer: &Tokenizer, summary: &Summary) -> io:
         Finish::Length => "length",
         Finish::Interrupted => "interrupted",
     };
-    let mut err = io::stderr().lock();
+    let mut err = terminal::stderr();
     writeln!(
         err,
         "prompt    {} in {}, {:.1} tok/s",

@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 
 use super::input::{self, TextFlags};
 use super::load::{self, ModelArg};
+use super::terminal;
 use crate::tokenizer::Encode;
 
 /// Turn text into token ids, or ids into text
@@ -45,7 +46,7 @@ pub struct Arguments {
 /// Runs the command.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let tokenizer = load::tokenizer(&arguments.model.open()?)?;
-    let mut out = std::io::stdout().lock();
+    let mut out = terminal::stdout();
     if arguments.decode {
         let text = if arguments.ids.is_empty() { arguments.text.read()? } else { arguments.ids.join(" ") };
         let ids = input::ids(&text)?;

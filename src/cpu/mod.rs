@@ -126,7 +126,7 @@ impl Cpu {
     pub fn new(weights: Weights, config: &CpuConfig) -> Result<Cpu, BackendError> {
         let plan = Arc::clone(weights.plan());
         let team = Team::new(config.threads.max(1))?;
-        let kv_format = if config.exact { KvFormat::F32 } else { config.kv };
+        let kv_format = config.kv.of_run(config.exact);
         let kv = plan.kv.iter().map(|kv| KvCache::new(kv, kv_format, config.pages)).collect::<Result<_, _>>()?;
         let values = |(width, found): (usize, SlotKind), kind| if found == kind { width * config.batch } else { 0 };
         let of = |kind| plan.buffers().into_iter().map(move |buffer| values(buffer, kind));

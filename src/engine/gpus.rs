@@ -114,7 +114,7 @@ impl Sizes {
     /// Of a configuration for this plan.
     pub fn new(plan: &Plan, config: &EngineConfig) -> Sizes {
         let context = config.context(plan);
-        let kv = if config.exact { KvFormat::F32 } else { config.kv };
+        let kv = config.cache_format();
         let pages = context.div_ceil(PAGE_TOKENS) * config.sessions.max(1);
         // Those of the runs themselves, and checkpoints as far as the budget goes.
         let state_bytes: u64 = plan.states.iter().map(State::bytes).sum();

@@ -11,6 +11,7 @@ use super::record::{expert_header, router_key};
 use super::{EngineConfig, EngineError};
 use crate::backend::{Env, PickLog};
 use crate::experts::{Grid, Heat, Trace};
+use crate::files;
 use crate::gguf::Gguf;
 use crate::plan::Plan;
 
@@ -84,14 +85,9 @@ impl Drop for Watch {
     }
 }
 
-/// Saves what was learned under another name first; that it could not be is told.
+/// Saves what was learned; that it could not be is told.
 pub fn save(path: &Path, heat: &Heat, notice: fn(&str)) {
-    let mut part = path.as_os_str().to_owned();
-    part.push(".part");
-    let saved = path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| {
-        std::fs::write(&part, heat.encode())?;
-        std::fs::rename(&part, path)
-    });
+    let saved = path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| files::write(path, heat.encode()));
     if let Err(e) = saved {
         let path = path.display();
         notice(&format!("what was learned about the experts could not be saved to {path}: {e}"));

@@ -49,6 +49,7 @@ use self::run::Results;
 use crate::backend::{Backend, BackendError, Env, KvFormat, Phase, PickLog, Seq, StateStep, Token};
 use crate::cache::CacheError;
 use crate::catalog::Home;
+use crate::cores;
 use crate::cpu::{Cpu, CpuConfig, InputSums};
 use crate::experts::Rival;
 use crate::experts::rates;
@@ -151,8 +152,13 @@ pub struct EngineConfig {
 }
 
 impl EngineConfig {
+    /// The format that the cache really has.
+    pub fn cache_format(&self) -> KvFormat {
+        self.kv.of_run(self.exact)
+    }
+
     fn threads(&self) -> usize {
-        self.threads.unwrap_or_else(num_cpus::get_physical).max(1)
+        cores::threads(self.threads)
     }
 
     /// Says why no GPU is used; that there is none is news only to who asked.

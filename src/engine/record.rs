@@ -1,10 +1,9 @@
 //! Writes what the routers pick to a trace file, run by run.
 //!
-//! The file grows under a name of its own (`.part`) and gets the final one when recording ends. Every token
-//! is written with the phase that its sequence has; a run of prompts alone after generated tokens begins a turn.
+//! The file gets its name when recording ends, and none when a write failed. Every token is written with the phase that its
+//! sequence has; a run of prompts alone after generated tokens begins a turn.
 
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,6 +15,7 @@ use sha2::{Digest, Sha256};
 use super::EngineError;
 use crate::backend::{self, Env, PickLog};
 use crate::experts::{Header, LayerInfo, Phase, TokenInfo, write_token};
+use crate::files::Unfinished;
 use crate::gguf::Gguf;
 use crate::models::{self, RopeOverride};
 use crate::plan::Plan;
@@ -26,8 +26,7 @@ const KEY_BYTES: usize = 4096;
 /// The output in the making.
 pub(super) struct Recorder {
     path: PathBuf,
-    part: PathBuf,
-    out: Option<Output>,
+    out: Option<Output>, // taken when it is complete, or when a write failed
     log: Arc<PickLog>,
     turn: u32,
     generated: bool,
@@ -36,8 +35,8 @@ pub(super) struct Recorder {
 }
 
 enum Output {
-    Plain(BufWriter<File>),
-    Gzip(Box<GzEncoder<BufWriter<File>>>),
+    Plain(Unfinished),
+    Gzip(Box<GzEncoder<Unfinished>>),
 }
 
 impl Write for Output {
@@ -62,18 +61,15 @@ impl Recorder {
         let Some(header) = expert_header(gguf, plan) else {
             return Err(EngineError::NothingToTrace { file: gguf.path().to_owned() });
         };
-        let mut part = path.as_os_str().to_owned();
-        part.push(".part");
-        let part = PathBuf::from(part);
         let failed = |cause| EngineError::Trace { path: path.to_owned(), cause };
-        let file = BufWriter::new(File::create(&part).map_err(failed)?);
+        let file = Unfinished::create(path).map_err(failed)?;
         let mut out = match path.extension().is_some_and(|e| e == "gz") {
             true => Output::Gzip(Box::new(GzEncoder::new(file, Compression::default()))),
             false => Output::Plain(file),
         };
         out.write_all(&header.encode()).map_err(failed)?;
         let path = path.to_owned();
-        Ok(Recorder { path, part, out: Some(out), log, turn: 0, generated: false, ids: vec![], weights: vec![] })
+        Ok(Recorder { path, out: Some(out), log, turn: 0, generated: false, ids: vec![], weights: vec![] })
     }
 
     /// Reads another log from now on.
@@ -84,13 +80,13 @@ impl Recorder {
     /// Appends the run that has just ended.
     pub(super) fn run(&mut self, env: &Env) -> Result<(), EngineError> {
         let tokens = env.tokens;
-        let Recorder { path, out, log, ids, weights, turn, generated, .. } = self;
-        let Some(out) = out else { return Ok(()) };
+        let Recorder { path, out: place, log, ids, weights, turn, generated } = self;
+        let Some(out) = place else { return Ok(()) };
         let prompts = env.prompt_tokens();
         // A prompt after answers begins a turn, as long as there is one conversation.
         *turn += u32::from(prompts == tokens.len() && *generated);
         *generated = prompts < tokens.len();
-        log.with(|layers| {
+        let written = log.with(|layers| {
             for (t, token) in tokens.iter().enumerate() {
                 ids.clear();
                 weights.clear();
@@ -108,8 +104,12 @@ impl Recorder {
                 write_token(out, &info, ids, weights)?;
             }
             Ok(())
-        })
-        .map_err(|cause| EngineError::Trace { path: path.clone(), cause })
+        });
+        if written.is_err() {
+            // A trace with a hole in it is none: dropped, it is removed.
+            *place = None;
+        }
+        written.map_err(|cause| EngineError::Trace { path: path.clone(), cause })
     }
 
     /// Gives the file its name.
@@ -119,18 +119,19 @@ impl Recorder {
 
     fn close(&mut self) -> io::Result<()> {
         match self.out.take() {
-            None => return Ok(()),
-            Some(Output::Plain(mut out)) => out.flush()?,
-            Some(Output::Gzip(out)) => out.finish()?.flush()?,
+            None => Ok(()),
+            Some(Output::Plain(out)) => out.publish(),
+            Some(Output::Gzip(out)) => out.finish()?.publish(),
         }
-        std::fs::rename(&self.part, &self.path)
     }
 }
 
 impl Drop for Recorder {
     fn drop(&mut self) {
-        // Nobody is left to tell; the file then keeps its '.part' name.
-        let _ = self.close();
+        // Nobody is left to tell. After a panic what was recorded may be half a run.
+        if !std::thread::panicking() {
+            let _ = self.close();
+        }
     }
 }
 

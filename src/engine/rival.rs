@@ -86,7 +86,7 @@ impl Engine {
         let rates = |adapters: &[AdapterReport]| -> Option<Vec<GpuRates>> {
             adapters.iter().map(|adapter| kept_gpu_rates(adapter, home)).collect()
         };
-        let value = if self.config.exact { 4.0 } else { self.config.kv.bytes_per_value() };
+        let value = self.config.cache_format().bytes_per_value();
         let work = |plan: &Plan, adapters: &[AdapterReport], on_cpu| work(plan, adapters, on_cpu, cached, value);
         Some(predict(
             &work(&whole.plan, &whole.adapters, false),

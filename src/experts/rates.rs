@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::disk::{Aligned, Disk, DiskError, Extent};
 use crate::catalog::Home;
+use crate::files;
 use crate::gguf::Gguf;
 
 /// What was measured.
@@ -145,17 +146,11 @@ impl Rates {
         Rates::write(home, &all);
     }
 
-    /// Writes the file under another name and renames it: a reader finds the old one or the new one.
+    /// Writes the file; a reader finds the old one or the new one.
     fn write(home: &Home, all: &[Rates]) {
         let path = home.cache.join(FILE);
         let Ok(text) = serde_json::to_string_pretty(all) else { return };
-        let partial = home.cache.join(format!(".{FILE}.{}.partial", std::process::id()));
-        let written = std::fs::create_dir_all(&home.cache)
-            .and_then(|()| std::fs::write(&partial, text))
-            .and_then(|()| std::fs::rename(&partial, &path));
-        if written.is_err() {
-            let _ = std::fs::remove_file(&partial);
-        }
+        let _ = std::fs::create_dir_all(&home.cache).and_then(|()| files::write(&path, text));
     }
 
     /// The kept rates, or freshly measured ones, of this machine and of the disk that holds the model (`None`: no disk

@@ -179,24 +179,6 @@ impl Rig {
     }
 }
 
-/// Reads "24G", "1.5T", "800M" or plain bytes; units are powers of 1024.
-pub fn parse_bytes(text: &str) -> Result<u64, String> {
-    let text = text.trim();
-    let lower = text.to_ascii_lowercase();
-    let number = lower.trim_end_matches("ib").trim_end_matches('b');
-    let (number, unit) = match number.char_indices().last() {
-        Some((at, 'k')) => (&number[..at], 1u64 << 10),
-        Some((at, 'm')) => (&number[..at], 1 << 20),
-        Some((at, 'g')) => (&number[..at], 1 << 30),
-        Some((at, 't')) => (&number[..at], 1 << 40),
-        _ => (number, 1),
-    };
-    match number.trim().parse::<f64>() {
-        Ok(n) if n.is_finite() && n >= 0.0 && n * unit as f64 <= 1e18 => Ok((n * unit as f64) as u64),
-        _ => Err(format!("'{text}' is no size; write it like 24G, 512M or 1.5T")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

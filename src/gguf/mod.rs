@@ -20,7 +20,6 @@ mod outline;
 mod shards;
 mod show;
 mod table;
-mod unfinished;
 mod value;
 mod walk;
 mod write;
@@ -36,7 +35,6 @@ pub use image::Advice;
 pub use outline::{HeaderPart, Outline};
 pub use shards::shard_path;
 pub use table::TensorInfo;
-pub use unfinished::Unfinished;
 pub use value::{Value, ValueType};
 pub use write::Writer;
 

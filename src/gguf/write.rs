@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use gguf_rs::{FILE_MAGIC_GGUF_LE, GGUF_DEFAULT_ALIGNMENT, GGUF_MAX_DIMS, GGUF_VERSION_V3};
 use rynd_quant::Format;
 
-use super::{GgufError, Unfinished, Value, table};
+use super::{GgufError, Value, table};
+use crate::files::Unfinished;
 
 const ZEROS: [u8; 4096] = [0; 4096];
 
@@ -46,8 +47,13 @@ impl Writer {
             cause,
             check: "that the folder exists and is writable",
         })?;
-        Ok(Writer {
-            path: path.to_owned(),
+        Ok(Writer::new(out))
+    }
+
+    /// Writes into a file that was begun before.
+    pub fn new(out: Unfinished) -> Writer {
+        Writer {
+            path: out.path().to_owned(),
             out,
             keys: vec![],
             tensors: vec![],
@@ -56,7 +62,7 @@ impl Writer {
             started: false,
             current: 0,
             left: 0,
-        })
+        }
     }
 
     /// Sets a key. A key that is there already keeps its place and gets the new value.

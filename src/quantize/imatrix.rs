@@ -151,7 +151,11 @@ impl Imatrix {
 
     /// Writes the GGUF.
     pub fn write(&self, path: &Path) -> Result<(), QuantizeError> {
-        let mut writer = Writer::create(path)?;
+        self.write_to(Writer::create(path)?)
+    }
+
+    /// Writes the GGUF into a file that was begun before.
+    pub fn write_to(&self, mut writer: Writer) -> Result<(), QuantizeError> {
         writer.set("general.type", "imatrix")?;
         writer.set("imatrix.datasets", Array::of_strings(&self.datasets))?;
         writer.set("imatrix.chunk_count", self.chunks)?;

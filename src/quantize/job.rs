@@ -10,6 +10,7 @@ use super::QuantizeError;
 use super::imatrix::Imatrix;
 use super::recipe::Recipe;
 use super::source::{Source, SourceTensor};
+use crate::files;
 use crate::gguf::{Value, shard_path};
 
 /// `general.quantization_version` of the block formats as they are now.
@@ -142,9 +143,9 @@ impl Job {
 
 /// Refuses an output that the disk has no room for: hours of work would be lost at its end.
 pub fn check_room(out: &Path, needed: u64) -> Result<(), QuantizeError> {
-    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // Where nobody knows, the work itself will tell.
-    match fs4::available_space(folder) {
+    // Where nobody knows, or the bytes go to no disk, the work itself will tell.
+    let Ok(Some(folder)) = files::folder_for(out) else { return Ok(()) };
+    match fs4::available_space(&folder) {
         Ok(free) if free < needed => Err(QuantizeError::NoRoom { path: out.to_owned(), needed, free }),
         _ => Ok(()),
     }

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use super::QuantizeError;
 use super::job::Job;
-use crate::gguf::{GgufError, Unfinished, Writer};
+use crate::files::Unfinished;
+use crate::gguf::{GgufError, Writer};
 
 /// The files of the output in the making. Takes the tensors' bytes in order, as one stream.
 pub struct Output<'a> {

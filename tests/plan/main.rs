@@ -9,8 +9,9 @@ mod waves;
 use std::process::{Command, Output};
 
 use rynd::experts::cost::{self, Context, Hits};
-use rynd::experts::rig::{Rig, parse_bytes};
+use rynd::experts::rig::Rig;
 use rynd::experts::shape::Shape;
+use rynd::sizes;
 use serde_json::Value;
 use shapes::{Model, Tensor};
 
@@ -156,8 +157,8 @@ fn nothing_is_lost_or_placed_twice() {
         let shape = shape(model, &model.quantised("Q4_K_M"));
         for vram in ["0", "1G", "7G", "24G"] {
             for ram in ["1G", "8G", "64G", "512G"] {
-                let mut rig = Rig::cpu_only("x", parse_bytes(ram).unwrap(), 30e9, 1e9);
-                rig.set_cards(&[parse_bytes(vram).unwrap(); 2]);
+                let mut rig = Rig::cpu_only("x", sizes::parse(ram).unwrap(), 30e9, 1e9);
+                rig.set_cards(&[sizes::parse(vram).unwrap(); 2]);
                 let placed = cost::place(&shape, &rig, F16_32K);
                 let sum = placed.vram.bytes() + placed.ram.bytes() + placed.disk.bytes();
                 assert_eq!(sum, shape.tensor_bytes + cost::cache_bytes(&shape, F16_32K), "{vram} {ram}");

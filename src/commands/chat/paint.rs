@@ -5,6 +5,8 @@
 use std::borrow::Cow;
 use std::io::IsTerminal;
 
+use crate::commands::terminal::is_harmful;
+
 /// The parameters of an SGR sequence; empty is plain.
 pub type Style = &'static str;
 
@@ -42,8 +44,7 @@ pub fn paint(out: &mut String, style: Style, text: &str) {
 
 /// Without the control characters by which a text could drive the terminal; newlines and tabs stay.
 pub fn harmless(text: &str) -> Cow<'_, str> {
-    let bad = |c: char| c.is_control() && c != '\n' && c != '\t';
-    if text.contains(bad) { Cow::Owned(text.replace(bad, "")) } else { Cow::Borrowed(text) }
+    if text.contains(is_harmful) { Cow::Owned(text.replace(is_harmful, "")) } else { Cow::Borrowed(text) }
 }
 
 #[cfg(test)]
@@ -52,7 +53,7 @@ mod tests {
 
     #[test]
     fn control_characters_do_not_get_through() {
-        assert_eq!(harmless("a\x1b[2Jb\u{9b}c\r\n\td\x07"), "a[2Jbc\n\td");
+        assert_eq!(harmless("a\x1b[2Jb\u{9b}c\r\n\td\x07\u{202e}"), "a[2Jbc\n\td");
         assert!(matches!(harmless("plain é\n"), Cow::Borrowed(_)));
     }
 }

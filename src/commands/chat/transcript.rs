@@ -4,7 +4,6 @@
 //! a backslash in front, and loses it when it is read. Only these two formats, chosen by the file's ending; a file that
 //! is no saved chat is not overwritten.
 
-use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -12,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::input;
 use crate::chat::Message;
+use crate::files;
 
 /// A chat as it is saved.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -61,17 +61,7 @@ impl Transcript {
             Format::Json => serde_json::to_string_pretty(self)? + "\n",
             Format::Markdown => self.to_markdown(),
         };
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{}.new", std::process::id()));
-        let new = path.with_file_name(name);
-        let written = std::fs::File::create(&new)
-            .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
-            .and_then(|()| std::fs::rename(&new, path));
-        if written.is_err() {
-            // The first error is the one worth telling.
-            let _ = std::fs::remove_file(&new);
-        }
-        written.with_context(|| format!("can not write {}", path.display()))
+        files::write(path, text).with_context(|| format!("can not write {}", path.display()))
     }
 
     /// Reads a saved chat.
@@ -206,7 +196,7 @@ mod tests {
             }
         }
         let names = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
-        assert!(names.into_iter().all(|name| !name.ends_with(".new")));
+        assert!(names.into_iter().all(|name| !name.ends_with(".partial")));
     }
 
     #[test]

@@ -23,6 +23,7 @@ use super::results::{Head, Record, Results};
 use super::sandbox::{Outcome, Sandbox};
 use crate::chat::{Message, Template};
 use crate::commands::load::{self, EngineFlags, ModelOrDefault};
+use crate::commands::terminal;
 use crate::commands::{input, interrupt};
 use crate::engine::{Engine, EngineConfig};
 use crate::generate::{Done, Event, Finish, Job, Limits, Scheduler};
@@ -219,7 +220,7 @@ impl Evaluation<'_> {
         self.testing -= 1;
         if self.arguments.verbose {
             let line = format!("{}: {} ({} tokens)", record.task_id, record.outcome, record.generated_tokens);
-            self.bar.suspend(|| writeln!(std::io::stderr(), "{}", line.replace('\n', " ")))?;
+            self.bar.suspend(|| writeln!(terminal::stderr(), "{}", line.replace('\n', " ")))?;
         }
         self.results.add(record)?;
         self.show();
@@ -304,7 +305,7 @@ fn print(arguments: &Arguments, head: &Head, results: &Results, problems: usize)
     let (done, passed) = (results.records.len(), results.passed());
     let tokens: usize = results.records.iter().map(|record| record.generated_tokens).sum();
     let score = if done == 0 { 0.0 } else { 100.0 * passed as f64 / done as f64 };
-    let mut out = std::io::stdout().lock();
+    let mut out = terminal::stdout();
     if arguments.json {
         let report = json!({
             "benchmark": head.benchmark,

@@ -12,6 +12,7 @@ use crate::commands::input::TextFlags;
 use crate::commands::interrupt;
 use crate::commands::load::{self, EngineFlags, ModelArg};
 use crate::commands::sampling::SamplingFlags;
+use crate::commands::terminal;
 use crate::engine::{EngineConfig, EngineError, Session, Wanted};
 use crate::generate::{Finish, Limits, generate};
 use crate::tokenizer::Encode;
@@ -87,6 +88,6 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     bar.finish_and_clear();
     engine.finish_trace()?;
-    writeln!(std::io::stderr(), "{}: {} tokens of text", arguments.output.display(), ids.len())?;
+    writeln!(terminal::stderr(), "{}: {} tokens of text", arguments.output.display(), ids.len())?;
     Ok(if interrupted { ExitCode::from(interrupt::EXIT_CODE) } else { ExitCode::SUCCESS })
 }

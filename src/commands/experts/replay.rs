@@ -9,7 +9,9 @@ use serde_json::{Value as Json, json};
 
 use super::read_trace;
 use crate::commands::numbers;
+use crate::commands::terminal;
 use crate::experts::{Budget, Capacity, Measured, Named, Outcome, Policy, Pools, Setup, Speeds, Trace, Window, replay};
+use crate::sizes;
 
 /// Replay a trace through paging policies and the best that is possible
 ///
@@ -88,18 +90,7 @@ fn capacity(text: &str) -> Result<Capacity, String> {
         let part: f64 = percent.trim().parse().map_err(|_| bad())?;
         return if (0.0..=100.0).contains(&part) { Ok(Capacity::Fraction(part / 100.0)) } else { Err(bad()) };
     }
-    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let number: f64 = number.parse().map_err(|_| bad())?;
-    let scale = match unit.trim().to_ascii_uppercase().trim_end_matches('B') {
-        "" => 1.0,
-        "K" => 1e3,
-        "M" => 1e6,
-        "G" => 1e9,
-        "T" => 1e12,
-        _ => return Err(bad()),
-    };
-    Ok(Capacity::Bytes((number * scale) as u64))
+    sizes::parse(text).map(Capacity::Bytes).map_err(|_| bad())
 }
 
 /// Runs the command.
@@ -131,7 +122,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             .collect();
         tables.push((vram, best, outcomes));
     }
-    let mut out = std::io::stdout().lock();
+    let mut out = terminal::stdout();
     if arguments.json {
         let json = as_json(arguments, &trace, &tables);
         serde_json::to_writer_pretty(&mut out, &json)?;

@@ -8,8 +8,10 @@ use anyhow::{Context, Result, bail};
 
 use super::{html, read_trace};
 use crate::catalog::Home;
+use crate::commands::terminal;
 use crate::engine;
 use crate::experts::{Divergence, Heat, LayerSummary, Specialist, Summary, Trace, divergence, specialists};
+use crate::files;
 use crate::gguf::Gguf;
 
 /// Shades of the heat map where colours are not wanted.
@@ -81,14 +83,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     let comparison = compare(&labelled, arguments.top);
     if let Some(path) = &arguments.html {
-        let mut part = path.as_os_str().to_owned();
-        part.push(".part");
-        let page = html::page(&labelled, &comparison);
-        std::fs::write(&part, page)
-            .and_then(|()| std::fs::rename(&part, path))
+        files::write(path, html::page(&labelled, &comparison))
             .with_context(|| format!("can not write {}", path.display()))?;
     }
-    let mut out = std::io::stdout().lock();
+    let mut out = terminal::stdout();
     if arguments.json {
         serde_json::to_writer_pretty(&mut out, &as_json(&labelled, &comparison))?;
         writeln!(out)?;
@@ -124,7 +122,7 @@ fn show_heat(path: &Path, arguments: &Arguments) -> Result<ExitCode> {
     let counts = heat.picks.iter().map(|layer| layer.iter().map(count).collect::<Vec<u32>>());
     let layers: Vec<LayerSummary> =
         header.layers.iter().zip(counts).map(|(info, counts)| LayerSummary::of_counts(info.layer, counts)).collect();
-    let mut out = std::io::stdout().lock();
+    let mut out = terminal::stdout();
     if arguments.json {
         let value = serde_json::json!({ "model": header.model, "tokens": heat.tokens.round(), "layers": layers });
         serde_json::to_writer_pretty(&mut out, &value)?;
@@ -258,17 +256,22 @@ fn heat_map(out: &mut impl Write, layers: &[LayerSummary], even: f64, sort: bool
             if colours {
                 // The ramp of 24 greys would hide what is small: a ramp from black over red and yellow to white.
                 let colour = ramp(heat);
+                // Painted past what cleans the text: the lock is the same, so is the order.
+                let mut screen = std::io::stdout().lock();
                 if last != Some(colour) {
-                    write!(out, "\x1b[48;5;{colour}m")?;
+                    write!(screen, "\x1b[48;5;{colour}m")?;
                     last = Some(colour);
                 }
-                write!(out, " ")?;
+                write!(screen, " ")?;
             } else {
                 let shade = SHADES[(heat * (SHADES.len() - 1) as f64).round() as usize];
                 write!(out, "{}", char::from(shade))?;
             }
         }
-        writeln!(out, "{}", if colours { "\x1b[0m" } else { "" })?;
+        if colours {
+            write!(std::io::stdout().lock(), "\x1b[0m")?;
+        }
+        writeln!(out)?;
     }
     let of = if per_column > 1 { format!(" (a column is the most used of {per_column})") } else { String::new() };
     let order = if sort { "experts by use" } else { "experts by number" };

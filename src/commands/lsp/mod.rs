@@ -31,6 +31,7 @@ use self::wire::{
     REQUEST_FAILED,
 };
 use self::worker::{Kind, Mailbox, Stop, Task, Worker, turn_away};
+use crate::commands::terminal;
 use crate::complete::Options;
 use crate::engine::Engine;
 use crate::tokenizer::Tokenizer;
@@ -295,7 +296,7 @@ impl Server {
     fn log(&self, line: &str) {
         if self.verbose {
             // A lost line of a log is no reason to fail.
-            let _ = writeln!(std::io::stderr(), "rynd: {line}");
+            let _ = writeln!(terminal::stderr(), "rynd: {line}");
         }
     }
 }

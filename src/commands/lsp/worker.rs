@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use super::documents::Documents;
 use super::wire::{Client, Failure, REQUEST_CANCELLED, REQUEST_FAILED};
+use crate::commands::terminal;
 use crate::complete::{self, CompleteError, Neighbours, Options, Recent, Request};
 use crate::engine::Engine;
 use crate::generate::Finish;
@@ -266,7 +267,7 @@ impl Worker {
     fn log(&self, line: std::fmt::Arguments) {
         if self.verbose {
             // A lost line of a log is no reason to fail.
-            let _ = writeln!(std::io::stderr(), "rynd: {line}");
+            let _ = writeln!(terminal::stderr(), "rynd: {line}");
         }
     }
 }
