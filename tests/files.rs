@@ -226,7 +226,7 @@ fn what_a_killed_process_left_is_swept_at_the_next_start_and_what_is_alive_is_no
     let mut alive = waiting(&out);
     let left = names(folder.path());
     let theirs = format!(".m.gguf.{}.partial", alive.id());
-    assert_eq!(left, [theirs.clone()], "the dead one's is gone, the living one's is there");
+    assert_eq!(left, std::slice::from_ref(&theirs), "the dead one's is gone, the living one's is there");
     // Files that only look alike, and the parts of a split output.
     let dead = killed.id();
     for name in [format!(".m.gguf.{dead}.partial"), format!(".m-00002-of-00003.gguf.{dead}.partial")] {

@@ -126,6 +126,7 @@ const PAST_THE_FILTER: &[(&str, &str)] = &[
     ("src/commands/man.rs", "writes rynd's own page"),
     ("src/commands/completions.rs", "writes rynd's own script"),
     ("src/commands/experts/show.rs", "paints numbers"),
+    ("src/commands/cache.rs", "paints a line of progress over the last one, and cleans its path"),
 ];
 
 #[test]

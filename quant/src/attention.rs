@@ -94,8 +94,8 @@ fn mix<const FUSED: bool>(p: &[f32], v: &[f32], d: usize, tokens: std::ops::Rang
     }
 }
 
-/// Largest head that the widening fallbacks hold on the stack.
-const MAX_HEAD: usize = 512;
+/// Values that the widening fallback holds on the stack; wider heads go by parts.
+const WIDE: usize = 512;
 
 #[inline(always)]
 fn scores_wide<const FUSED: bool>(q: &[f32], k: &[f16], d: usize, s: &mut [f32]) {
@@ -116,25 +116,28 @@ fn scores_wide<const FUSED: bool>(q: &[f32], k: &[f16], d: usize, s: &mut [f32])
 #[inline(always)]
 fn mix_wide<const FUSED: bool>(p: &[f32], v: &[f16], d: usize, tokens: std::ops::Range<usize>, acc: &mut [f32]) {
     check(acc.len() / d, acc, v.len(), d, p);
-    assert!(d <= MAX_HEAD, "head of {d} values; at most {MAX_HEAD} are supported");
-    let mut wide = [0.0_f32; MAX_HEAD];
+    let mut wide = [0.0_f32; WIDE];
     for j in tokens {
-        v[j * d..(j + 1) * d].convert_to_f32_slice(&mut wide[..d]);
-        for (row, acc) in acc.chunks_exact_mut(d).enumerate() {
-            let weight = p[row * PAGE + j];
-            for (acc, &v) in acc.iter_mut().zip(&wide[..d]) {
-                *acc = fma::<FUSED>(weight, v, *acc);
+        for (part, v) in v[j * d..(j + 1) * d].chunks(WIDE).enumerate() {
+            let wide = &mut wide[..v.len()];
+            v.convert_to_f32_slice(wide);
+            for (row, acc) in acc.chunks_exact_mut(d).enumerate() {
+                let weight = p[row * PAGE + j];
+                for (acc, &v) in acc[part * WIDE..].iter_mut().zip(&*wide) {
+                    *acc = fma::<FUSED>(weight, v, *acc);
+                }
             }
         }
     }
 }
 
-/// `exp(x)` for x <= 0, relative error below 2e-7; 0 below -87.
+/// `exp(x)` for x <= 0, relative error below 2e-7; 0 below -87; NaN of NaN.
 #[inline(always)]
 fn exp_negative<const FUSED: bool>(x: f32) -> f32 {
     // x = n ln 2 + r, |r| <= ln 2 / 2; the shift rounds n to an integer in the mantissa's low bits.
     const SHIFT: f32 = 12_582_912.0; // 1.5 * 2^23
-    let x = x.max(-87.0);
+    // Written so that NaN stays NaN.
+    let x = if x < -87.0 { -87.0 } else { x };
     let n = fma::<FUSED>(x, std::f32::consts::LOG2_E, SHIFT) - SHIFT;
     let r = fma::<FUSED>(n, -0.693_145_75, x);
     let r = fma::<FUSED>(n, -1.428_606_8e-6, r);
@@ -429,7 +432,7 @@ mod tests {
     #[test]
     fn every_page_kernel_agrees_with_f64() {
         for kernels in Level::ALL.into_iter().filter(|level| level.available()).map(PageKernels::at) {
-            for d in [16, 32, 64, 80, 128, 256] {
+            for d in [16, 32, 64, 80, 128, 256, 512, 576, 1024] {
                 for rows in [1, 2, 3, 5, 6, 7, 12, 13] {
                     let q = noise(rows * d, 1);
                     let page: Vec<f16> = noise(d * PAGE, 2).into_iter().map(f16::from_f32).collect();
@@ -462,6 +465,22 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_score_that_is_no_number_is_never_swallowed() {
+        for kernels in Level::ALL.into_iter().filter(|level| level.available()).map(PageKernels::at) {
+            for bad in [f32::NAN, f32::INFINITY] {
+                for at in [0, 5, 16, 40] {
+                    let mut p = vec![-1.0_f32; 41];
+                    p[at] = bad;
+                    let max = p.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x));
+                    assert!((kernels.exp_sub_sum)(&mut p, max).is_nan(), "{bad} at {at}");
+                }
+            }
+            assert!((kernels.exp_sub_sum)(&mut [f32::NAN; 17], f32::NEG_INFINITY).is_nan());
+            assert!((kernels.exp_sub_sum)(&mut [-1e30, 0.0], 0.0) == 1.0);
         }
     }
 

@@ -143,8 +143,12 @@ impl OutView {
     }
 
     fn check(&self, slots: usize, rows: usize) {
-        let need = if slots == 0 || rows == 0 { 0 } else { (slots - 1) * self.stride + rows };
-        assert!(rows <= self.stride && need <= self.len, "{slots} x {rows} outputs do not fit {} values", self.len);
+        let need = match slots.checked_sub(1) {
+            Some(before) if rows > 0 => before.checked_mul(self.stride).and_then(|at| at.checked_add(rows)),
+            _ => Some(0),
+        };
+        let fits = rows <= self.stride && need.is_some_and(|need| need <= self.len);
+        assert!(fits, "{slots} x {rows} outputs do not fit {} values", self.len);
     }
 
     /// # Safety

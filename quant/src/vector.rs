@@ -90,11 +90,11 @@ impl Vector {
         unsafe { (self.scale)(x, s) }
     }
 
-    /// x becomes its softmax. A row that is -inf throughout (all masked) becomes 0.
+    /// x becomes its softmax. A row that is -inf throughout (all masked) becomes 0; NaN makes the row NaN.
     pub fn softmax(&self, x: &mut [f32]) {
         let max = self.max(x);
         if max == f32::NEG_INFINITY {
-            return x.fill(0.0);
+            return x.iter_mut().for_each(|x| *x = if x.is_nan() { *x } else { 0.0 });
         }
         let sum = self.exp_sub(x, max);
         self.scale(x, 1.0 / sum);

@@ -308,3 +308,44 @@ fn activations_of_the_wrong_kind_are_refused() {
     let x = [0f32; 256];
     scalar().linear(Format::Q4_K).matvec(&[0; 144], 256, ActView::f32(&x, 256).row(0), &mut [0.0]);
 }
+
+#[test]
+fn an_activation_that_is_no_number_makes_every_product_of_its_token_none() {
+    let mut noise = Noise(23);
+    for format in Format::all() {
+        let (k, n, t) = (3 * format.block_len().max(256), 7, 3);
+        let rows = rows(format, n, k, &mut noise);
+        for level in [scalar()].into_iter().chain(other_levels()) {
+            for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut x = noise.activations(t * k);
+                x[k + noise.below(k)] = bad;
+                for linear in [level.linear(format), level.exact(format)] {
+                    let out = product(linear, &rows, n, k, &x, Tokens::Range(0, t));
+                    for (at, y) in out.iter().enumerate() {
+                        assert_eq!(y.is_finite(), at / n != 1, "{format} {}: {bad} gives {y}", level.level().name());
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "do not fit")]
+fn a_stride_whose_product_leaves_the_address_space_is_no_output() {
+    let x = [1.0_f32; 3];
+    let mut out = [0.0_f32; 8];
+    // Two strides are 2 again, modulo 2^64.
+    let into = OutView::new(&mut out, usize::MAX / 2 + 2);
+    // SAFETY: `out` is alive and used by nobody else; the check is what is tested.
+    unsafe {
+        scalar().exact(Format::F32).matmul(
+            &1.0_f32.to_le_bytes(),
+            1,
+            1,
+            &ActView::f32(&x, 1),
+            Tokens::Range(0, 3),
+            into,
+        );
+    }
+}

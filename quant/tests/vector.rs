@@ -130,3 +130,31 @@ fn f16_conversion_rounds_half_to_even_like_the_half_crate() {
         }
     }
 }
+
+#[test]
+fn what_is_no_number_stays_none() {
+    for (name, v) in levels() {
+        for len in [1, 8, 17, 64] {
+            for at in [0, len / 2, len - 1] {
+                for bad in [f32::NAN, -f32::NAN] {
+                    let mut x = noise(len, 6);
+                    x[at] = bad;
+                    let mut gate = x.clone();
+                    v.silu_mul(&mut gate, &noise(len, 7));
+                    assert!(gate[at].is_nan(), "{name} silu {at} of {len}");
+                    let mut gate = x.clone();
+                    v.gelu_mul(&mut gate, &noise(len, 7));
+                    assert!(gate[at].is_nan(), "{name} gelu {at} of {len}");
+                    v.softmax(&mut x);
+                    assert!(x.iter().all(|x| x.is_nan()), "{name} softmax {at} of {len}");
+                }
+            }
+            let mut all = vec![f32::NAN; len];
+            v.softmax(&mut all);
+            assert!(all.iter().all(|x| x.is_nan()), "{name} softmax of {len}");
+            let mut masked = vec![f32::NEG_INFINITY; len];
+            v.softmax(&mut masked);
+            assert_eq!(masked, vec![0.0; len], "{name}");
+        }
+    }
+}

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use unicode_width::UnicodeWidthStr;
 
 use super::numbers;
+use super::terminal;
 use crate::cache::{Broken, Cabinet, Listed};
 use crate::catalog::Home;
 
@@ -98,7 +99,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         bail!("{} is no directory; leave out --dir for the usual one", dir.display());
     }
     let cabinet = Cabinet::new(&dir);
-    let mut out = std::io::stdout().lock();
+    let mut out = terminal::stdout();
     match &arguments.command {
         Command::List(list) => {
             let (segments, broken) = cabinet.list();
@@ -121,13 +122,13 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             let removed = cabinet.remove(|segment| named(segment) && old(segment)).context("not all was removed")?;
             let bytes = removed.iter().map(|segment| segment.bytes).sum();
             let what = if removed.len() == 1 { "1 segment".to_owned() } else { format!("{} segments", removed.len()) };
-            writeln!(std::io::stderr(), "removed {what} ({})", numbers::bytes(bytes))?;
+            writeln!(terminal::stderr(), "removed {what} ({})", numbers::bytes(bytes))?;
         }
         Command::Verify(verify) => {
             let shows = std::io::stderr().is_terminal() && !verify.json;
             let found = cabinet.verify(|path| {
                 if shows {
-                    let _ = write!(std::io::stderr(), "\r\x1b[K{}", path.display());
+                    let _ = write!(std::io::stderr(), "\r\x1b[K{}", terminal::harmless(&path.display().to_string()));
                 }
             });
             if shows {
@@ -154,7 +155,7 @@ fn is_model(segment: &Listed, name: &str) -> bool {
 }
 
 fn tell(broken: &[Broken], what: &str) -> std::io::Result<()> {
-    broken.iter().try_for_each(|file| writeln!(std::io::stderr(), "{} {what}: {}", file.path.display(), file.why))
+    broken.iter().try_for_each(|file| writeln!(terminal::stderr(), "{} {what}: {}", file.path.display(), file.why))
 }
 
 fn object(segment: &Listed) -> Value {

@@ -128,7 +128,7 @@ fn load(arguments: &Arguments) -> Result<Engine> {
     if arguments.tokens > half && arguments.prompt_tokens > half {
         // A lost warning is no reason to fail.
         let _ = writeln!(
-            std::io::stderr(),
+            terminal::stderr(),
             "rynd: a context of {} tokens has little room for -n {} and a prompt, which may take half of it (-c makes room)",
             engine.context(),
             arguments.tokens

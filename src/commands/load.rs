@@ -102,7 +102,7 @@ pub fn tokenizer(gguf: &Gguf) -> Result<Tokenizer> {
     if vocab.model == "gpt2" && vocab.pre.is_none() {
         // A lost warning is no reason to fail.
         let _ = writeln!(
-            std::io::stderr(),
+            terminal::stderr(),
             "rynd: warning: {} does not say how its text is cut into words (tokenizer.ggml.pre); the old default is used, \
              and answers may be worse: convert the model again",
             gguf.path().display()
@@ -166,10 +166,10 @@ pub struct EngineFlags {
     #[arg(short, long, value_name = "TOKENS", value_parser = sizes::parse_tokens)]
     pub ctx: Option<usize>,
     /// Memory for conversations that are over, as 2G [default: an eighth of the machine's, 0 with --ram or on GPUs]
-    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    #[arg(long, value_name = "SIZE", value_parser = sizes::parse)]
     pub cache_ram: Option<u64>,
     /// Disk for conversations that are over, found again at the next start; 0 keeps none (see 'rynd cache')
-    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, default_value = "10G")]
+    #[arg(long, value_name = "SIZE", value_parser = sizes::parse, default_value = "10G")]
     pub cache_disk: u64,
     #[command(flatten)]
     pub compute: ComputeFlags,

@@ -227,7 +227,8 @@ impl Cpu {
         let max = parts.chunks_exact(d + 2).fold(f32::NEG_INFINITY, |m, part| m.max(part[d]));
         out.fill(0.0);
         let mut sum = 0.0;
-        for part in parts.chunks_exact(d + 2).filter(|part| part[d + 1] > 0.0) {
+        // A part that no token is in has none; a sum that is no number has to be seen.
+        for part in parts.chunks_exact(d + 2).filter(|part| part[d + 1] != 0.0) {
             let weight = (part[d] - max).exp();
             sum += weight * part[d + 1];
             out.iter_mut().zip(part).for_each(|(o, x)| *o += weight * x);

@@ -271,7 +271,8 @@ unsafe fn put<T: Copy + Default>(
 
 /// The scale of a group, as f16 will hold it, and its inverse.
 fn group_scale(group: &[f32]) -> (f32, f32) {
-    let amax = group.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+    // Not by `max`, which would leave a NaN out: so it makes the scale one, and with it every score.
+    let amax = group.iter().fold(0.0_f32, |m, x| if x.is_nan() || x.abs() > m { x.abs() } else { m });
     let scale = f16::from_f32(amax / 127.0).to_f32();
     (scale, if scale > 0.0 { 1.0 / scale } else { 0.0 })
 }

@@ -54,6 +54,10 @@ impl Cpu {
                 )
             };
             ids.copy_from_slice(choice.choose(logits, &routing, bias, weights));
+            // One that is no number may rank last and never be seen again.
+            if !logits.iter().chain(bias.into_iter().flatten()).all(|x| x.is_finite()) {
+                weights.fill(f32::NAN);
+            }
         }
         w.barrier();
         if let Some(log) = self.picks.as_deref().filter(|_| w.index == 0) {

@@ -5,6 +5,7 @@
 //! edits, regenerations and the turns of a chat cost their new tokens only.
 
 mod disk;
+mod finite;
 mod gpu_rates;
 mod gpus;
 mod heat;
@@ -97,6 +98,11 @@ pub enum EngineError {
     NothingToTrace { file: PathBuf },
     #[error("{file}: {cause}; leave --experts-profile out, or give a profile of this model")]
     Profile { file: PathBuf, cause: String },
+    #[error(
+        "{}: {what} {value}; the file is damaged or was converted wrongly (get it again), or a flag made the model compute \
+         what it can not", .file.display()
+    )]
+    NotFinite { file: PathBuf, what: String, value: &'static str },
     #[error("the executors were given up and could not be made again; load the model anew")]
     Unloaded,
     #[error("interrupted")]

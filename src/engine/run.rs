@@ -11,7 +11,7 @@ use std::time::Instant;
 use super::past::{Past, Want};
 use super::pool::Held;
 use super::session::Session;
-use super::{Engine, EngineError, split};
+use super::{Engine, EngineError, finite, split};
 use crate::backend::{Backend, BackendError, Env, Phase, Seq, StateStep, Token, largest};
 use crate::plan::PAGE_TOKENS;
 
@@ -186,12 +186,18 @@ impl Engine {
             // While a GPU still computes.
             backend.end(env)?;
             backend.read_best(env, (self.plan.logits, vocab), &mut self.results.best)?;
+            if self.results.best.contains(&None) && self.has_broken_logits(env)? {
+                return Err(self.first_broken_step(env));
+            }
         } else {
             backend.run(self.plan.sections.forward(), env)?;
             backend.end(env)?;
             self.results.logits.resize(env.rows.len() * vocab, 0.0);
             if !env.rows.is_empty() {
                 backend.read(self.plan.logits, &mut self.results.logits)?;
+            }
+            if finite::is_broken(&self.results.logits) {
+                return Err(self.first_broken_step(env));
             }
         }
         self.record(env)

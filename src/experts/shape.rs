@@ -264,7 +264,8 @@ impl Keys<'_> {
             None => return,
         };
         if period > 0 && !(n as u64 + 1).is_multiple_of(period) {
-            layer.window = self.number("attention.sliding_window");
+            // 0 is how files say that there is none.
+            layer.window = self.number("attention.sliding_window").filter(|&tokens| tokens > 0);
         }
     }
 }

@@ -6,7 +6,7 @@
 //! head size; no key says so.
 
 use super::{Hyper, Outputs, blocks};
-use crate::plan::{Activation, Builder, PlanError, RopeLayout, RopeScaling, RopeTable};
+use crate::plan::{Activation, Builder, PlanError, RopeLayout, RopeScaling};
 
 pub(super) fn plan(b: &mut Builder, hp: &Hyper) -> Result<Outputs, PlanError> {
     let gguf = b.gguf();
@@ -14,7 +14,7 @@ pub(super) fn plan(b: &mut Builder, hp: &Hyper) -> Result<Outputs, PlanError> {
     let period = gguf.opt_u32("gemma3.attention.sliding_window_pattern")?.unwrap_or(6).max(1) as usize;
     let local_base = gguf.opt_f32("gemma3.rope.freq_base_swa")?.unwrap_or(10_000.0);
     let global = b.rope(hp.rope(b, RopeLayout::Halves)?);
-    let local = b.rope(RopeTable::new(RopeLayout::Halves, hp.rope_dims, local_base, RopeScaling::None, None));
+    let local = b.rope(hp.table(b, RopeLayout::Halves, local_base, RopeScaling::None, None)?);
     let heads = hp.heads;
     let (q_width, kv_width) = (heads.heads * heads.head_dim, heads.kv_heads * heads.head_dim);
     let per_head = if hp.layers == 62 { hp.width / heads.heads } else { heads.head_dim };

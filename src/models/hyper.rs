@@ -48,6 +48,12 @@ impl Hyper {
             |name: &str| -> Result<Option<usize>, PlanError> { Ok(gguf.opt_u32(&key(name))?.map(|n| n as usize)) };
 
         let layers = size("block_count")?;
+        if layers > gguf.tensors().len() {
+            let tensors = gguf.tensors().len();
+            return Err(
+                b.unsupported(format!("'{arch}.block_count' is {layers}, but the file has {tensors} tensors in all"))
+            );
+        }
         let width = size("embedding_length")?;
         let heads = size("attention.head_count")?;
         let (kv_heads, attends) = kv_heads(b, gguf, &arch, layers, heads)?;
@@ -59,6 +65,28 @@ impl Hyper {
         }
         let head_dim = opt("attention.key_length")?.unwrap_or(width / heads);
         let value_dim = opt("attention.value_length")?.unwrap_or(head_dim);
+        let rope_dims = opt("rope.dimension_count")?.unwrap_or(head_dim);
+        let experts = opt("expert_count")?.unwrap_or(0);
+        let ff = opt("feed_forward_length")?.unwrap_or(0);
+        let expert_ff = opt("expert_feed_forward_length")?.unwrap_or(ff);
+        // Before anything is built: what no tensor holds would only cost memory until its tensor is looked up.
+        let widest = gguf.tensors().iter().flat_map(|tensor| tensor.shape.iter().copied()).max().unwrap_or(0);
+        for (name, n, times) in [
+            ("embedding_length", width, 1),
+            ("attention.key_length", head_dim, heads),
+            ("attention.value_length", value_dim, kv_heads),
+            ("rope.dimension_count", rope_dims, 1),
+            ("expert_count", experts, 1),
+            ("feed_forward_length", ff, 1),
+            ("expert_feed_forward_length", expert_ff, 1),
+        ] {
+            if n.checked_mul(times).is_none_or(|n| n as u64 > widest) {
+                let times = if times > 1 { format!(" for each of {times} heads") } else { String::new() };
+                return Err(b.unsupported(format!(
+                    "'{arch}.{name}' is {n}{times}, but no tensor has more than {widest} values in a row; convert the file anew"
+                )));
+            }
+        }
         if head_dim != value_dim || head_dim == 0 || !head_dim.is_multiple_of(2) {
             return Err(b.unsupported(format!(
                 "'{arch}.attention.key_length' is {head_dim} and value_length {value_dim}; rynd needs them even and equal"
@@ -66,7 +94,6 @@ impl Hyper {
         }
         let tokens = b.gguf().tensor("token_embd.weight").map(|t| t.shape.get(1).copied().unwrap_or(0));
         let vocab = tokens.unwrap_or(0) as usize;
-        let rope_dims = opt("rope.dimension_count")?.unwrap_or(head_dim);
         if rope_dims > head_dim || !rope_dims.is_multiple_of(2) {
             return Err(b.unsupported(format!(
                 "'{arch}.rope.dimension_count' is {rope_dims}, but a head has {head_dim} values; convert the file anew"
@@ -74,14 +101,16 @@ impl Hyper {
         }
         let trained = size("context_length")?;
         let (rope_scaling, context) = scaling(b, gguf, &arch, rope, trained)?;
-        let experts = opt("expert_count")?.unwrap_or(0);
         let experts_used = opt("expert_used_count")?.unwrap_or(0);
         if experts > 0 && (experts_used == 0 || experts_used > experts) {
             return Err(b.unsupported(format!(
                 "'{arch}.expert_used_count' is {experts_used} of {experts} experts; convert the file anew"
             )));
         }
-        let ff = opt("feed_forward_length")?.unwrap_or(0);
+        let rope_base = match rope.freq_base {
+            Some(base) => base,
+            None => gguf.opt_f32(&key("rope.freq_base"))?.unwrap_or(10_000.0),
+        };
         Ok(Hyper {
             layers,
             width,
@@ -90,15 +119,16 @@ impl Hyper {
             context,
             heads: Heads { heads, kv_heads, head_dim },
             attends,
-            eps: gguf.f32(&key("attention.layer_norm_rms_epsilon"))?,
+            eps: positive(
+                b,
+                &key("attention.layer_norm_rms_epsilon"),
+                gguf.f32(&key("attention.layer_norm_rms_epsilon"))?,
+            )?,
             experts,
             experts_used,
-            expert_ff: opt("expert_feed_forward_length")?.unwrap_or(ff),
+            expert_ff,
             rope_dims,
-            rope_base: match rope.freq_base {
-                Some(base) => base,
-                None => gguf.opt_f32(&key("rope.freq_base"))?.unwrap_or(10_000.0),
-            },
+            rope_base: positive(b, &key("rope.freq_base"), rope_base)?,
             rope_scaling,
             arch,
         })
@@ -144,8 +174,39 @@ impl Hyper {
                 Some(factors)
             }
         };
-        Ok(RopeTable::new(layout, self.rope_dims, self.rope_base, self.rope_scaling, factors.as_deref()))
+        self.table(b, layout, self.rope_base, self.rope_scaling, factors.as_deref())
     }
+
+    /// A rotary embedding of this model by these numbers, which must give angles.
+    pub fn table(
+        &self,
+        b: &Builder,
+        layout: RopeLayout,
+        base: f32,
+        scaling: RopeScaling,
+        factors: Option<&[f32]>,
+    ) -> Result<RopeTable, PlanError> {
+        let table = RopeTable::new(layout, self.rope_dims, base, scaling, factors);
+        let sound =
+            table.inv_freq.iter().all(|f| f.is_finite()) && table.magnitude.is_finite() && table.magnitude > 0.0;
+        if sound {
+            return Ok(table);
+        }
+        let factors = if factors.is_some() { " and 'rope_freqs.weight'" } else { "" };
+        Err(b.unsupported(format!(
+            "the rotary embedding has angles that are no numbers: see the keys '{}.rope.*'{factors}, or the rope flags; \
+             convert the file anew",
+            self.arch
+        )))
+    }
+}
+
+/// A number of the metadata (or of a flag in its place) that is computed with in every token.
+fn positive(b: &Builder, key: &str, value: f32) -> Result<f32, PlanError> {
+    if value.is_finite() && value > 0.0 {
+        return Ok(value);
+    }
+    Err(b.unsupported(format!("'{key}' is {value}, which must be a number above 0; convert the file anew")))
 }
 
 /// Key-value heads of the layers that attend, and which do: one number for all, or one for each layer, 0 for a layer with a
@@ -210,12 +271,13 @@ fn scaling(
         }
         "yarn" => {
             let factor = required()?;
+            let number = |name: &str| gguf.opt_f32(&key(name))?.map(|value| positive(b, &key(name), value)).transpose();
             let scaling = RopeScaling::Yarn {
                 factor,
-                original_context: original.unwrap_or(trained) as f32,
-                beta_fast: gguf.opt_f32(&key("yarn_beta_fast"))?.unwrap_or(32.0),
-                beta_slow: gguf.opt_f32(&key("yarn_beta_slow"))?.unwrap_or(1.0),
-                attention_factor: gguf.opt_f32(&key("attn_factor"))?,
+                original_context: positive(b, &key("original_context_length"), original.unwrap_or(trained) as f32)?,
+                beta_fast: number("yarn_beta_fast")?.unwrap_or(32.0),
+                beta_slow: number("yarn_beta_slow")?.unwrap_or(1.0),
+                attention_factor: number("attn_factor")?,
             };
             Ok((scaling, stretched(factor)))
         }

@@ -172,8 +172,10 @@ impl<'a> Builder<'a> {
         RopeId(at as u32)
     }
 
-    /// A cache for the current layer. Caches of one window share their page tables.
+    /// A cache for the current layer. Caches of one window share their page tables. A window of 0 is how files say that there
+    /// is none.
     pub fn kv(&mut self, kv_heads: usize, head_dim: usize, window: Option<u32>) -> KvId {
+        let window = window.filter(|&tokens| tokens > 0);
         let group = PageGroup { window };
         let at = self.groups.iter().position(|known| *known == group).unwrap_or_else(|| {
             self.groups.push(group);

@@ -16,6 +16,7 @@ use super::conversation::Conversation;
 use super::model::{Model, Source};
 use super::transcript::Transcript;
 use crate::chat::Message;
+use crate::commands::terminal;
 use crate::generate::{Event, Finish, Limits, Summary, generate};
 use crate::sampler::{Sampler, SamplerConfig};
 
@@ -142,7 +143,7 @@ impl Chat {
             Ok(()) => true,
             Err(e) => {
                 // A lost warning is no reason to fail.
-                let _ = writeln!(std::io::stderr(), "rynd: warning: this chat is not kept: {e:#}");
+                let _ = writeln!(terminal::stderr(), "rynd: warning: this chat is not kept: {e:#}");
                 false
             }
         });

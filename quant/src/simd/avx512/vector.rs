@@ -85,12 +85,13 @@ fn scale(x: &mut [f32], s: f32) {
 }
 
 /// e^x within 2e-7 of the true value: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes' coefficients of expf).
-/// Gives 0 below -104 and +inf above 88.8; -inf and +inf are fine, NaN gives an unspecified number.
+/// Gives 0 below -104 and +inf above 88.8; -inf and +inf are fine, NaN stays NaN.
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) fn exp(x: __m512) -> __m512 {
     const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-    let x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-110.0)), _mm512_set1_ps(100.0));
+    // Of a NaN and a number these return their second operand: so it stays one.
+    let x = _mm512_min_ps(_mm512_set1_ps(100.0), _mm512_max_ps(_mm512_set1_ps(-110.0), x));
     let n = _mm512_roundscale_ps::<NEAREST>(_mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E)));
     let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693_359_4), x);
     let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.121_944_4e-4), r);

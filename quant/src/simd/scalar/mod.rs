@@ -21,12 +21,14 @@ pub(crate) fn exact(format: Format) -> Linear {
     Linear::new(format, ActKind::F32, f32_matvec, f32_matmul)
 }
 
-/// d = amax / 127, q = x / d rounded half to even; blocks whose values are all (nearly) zero become zero.
+/// d = amax / 127, q = x / d rounded half to even; blocks whose values are all (nearly) zero become zero. A block with a
+/// value that is not finite gets such a scale, so that no product of it looks sound.
 #[inline(always)]
 pub(crate) fn quantise(kind: ActKind, x: &[f32], into: Quantised<'_>) {
     let len = kind.block_len();
     for ((x, q), d) in x.chunks_exact(len).zip(into.q.chunks_exact_mut(len)).zip(into.d) {
-        let amax = x.iter().fold(0f32, |amax, v| amax.max(v.abs()));
+        // Bits without the sign are ordered as the values are, infinity and then NaN last.
+        let amax = f32::from_bits(x.iter().fold(0, |amax, v| amax.max(v.to_bits() & !SIGN)));
         let zero = amax < TINY;
         *d = if zero { 0.0 } else { amax / 127.0 };
         let inverse = if zero { 0.0 } else { 127.0 / amax };
@@ -42,6 +44,7 @@ pub(crate) fn quantise(kind: ActKind, x: &[f32], into: Quantised<'_>) {
     }
 }
 
+const SIGN: u32 = 1 << 31;
 /// Below this 127 / amax would leave the range of f32.
 pub(crate) const TINY: f32 = 1e-35;
 
