@@ -36,7 +36,6 @@ fn evil_model(path: &Path, keys: &[(&str, Value)]) {
     writer.set("tokenizer.ggml.add_bos_token", false).unwrap();
     writer.set("tokenizer.chat_template", format!("{{{{ raise_exception('{EVIL}') }}}}").as_str()).unwrap();
     writer.set("general.name", format!("evil{EVIL}").as_str()).unwrap();
-    writer.set(&format!("general.{EVIL}"), "x").unwrap();
     for (key, value) in keys {
         writer.set(key, value.clone()).unwrap();
     }
@@ -112,6 +111,7 @@ fn a_pipe_gets_every_byte() {
         .args(["tokenize", model.to_str().unwrap(), "--decode", "5"])
         .output()
         .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.stdout, format!("{EVIL}5").as_bytes());
 }
 

@@ -33,10 +33,10 @@ const FUEL_PER_SQUARE: u64 = 16;
 /// A template can nest lists as deep as its fuel lasts, and minijinja prints and drops them recursively:
 /// about 1 KB a level. The memory is only reserved.
 const STACK_BYTES: usize = 256 << 20;
-/// A compiler recurses as deep as its input nests, and `1 + 1 + 1 ...` nests once a term: about 1 KB a level. So one tag
-/// and one template may only be so long; the longest known template has 30 KB.
+/// A compiler recurses as deep as its input nests, and `1 ~ 1 ~ 1 ...` nests once a term, joined anew at each. So one
+/// template may only be so long, and one tag have so much code beside its strings: the longest known have 30 KB and 249 bytes.
 const MOST_BYTES: usize = 256 << 10;
-const MOST_TAG_BYTES: usize = 64 << 10;
+const MOST_TAG_BYTES: usize = 4 << 10;
 
 pub struct Template {
     environment: Environment<'static>,
@@ -297,15 +297,42 @@ fn check_size(source: &str, name: &str) -> Result<(), ChatError> {
     if source.len() > MOST_BYTES {
         return refused(format!("{} bytes long", source.len()), MOST_BYTES);
     }
-    // Between two openings lies one tag and the text behind it: text is no trouble, so only what comes before the first
-    // closing counts.
-    for part in source.split("{{").flat_map(|part| part.split("{%")).skip(1) {
-        let tag = part.split("}}").next().map_or(0, |a| a.len().min(part.split("%}").next().map_or(0, str::len)));
-        if tag > MOST_TAG_BYTES {
-            return refused(format!("one with a tag of {tag} bytes"), MOST_TAG_BYTES);
+    let mut rest = source;
+    while let Some((_, tag)) = rest.split_once('{') {
+        let close = match tag.as_bytes().first() {
+            Some(b'{') => "}}",
+            Some(b'%') => "%}",
+            _ => {
+                rest = tag;
+                continue;
+            }
+        };
+        let (code, length) = tag_length(&tag[1..], close);
+        if code > MOST_TAG_BYTES {
+            return refused(format!("one with a tag of {code} bytes beside its strings"), MOST_TAG_BYTES);
         }
+        rest = &tag[1 + length..];
     }
     Ok(())
+}
+
+/// Bytes of a tag outside of its strings, and in all; `text` starts behind its opening.
+fn tag_length(text: &str, close: &str) -> (usize, usize) {
+    let (mut code, mut quote, mut escaped) = (0, None, false);
+    for (at, c) in text.char_indices() {
+        match quote {
+            Some(_) if escaped => escaped = false,
+            Some(_) if c == '\\' => escaped = true,
+            Some(q) if c == q => quote = None,
+            Some(_) => {}
+            None if text[at..].starts_with(close) => return (code, at),
+            None => {
+                code += c.len_utf8();
+                quote = Some(c).filter(|c| "'\"".contains(*c));
+            }
+        }
+    }
+    (code, text.len())
 }
 
 fn strftime_error(error: jiff::Error) -> Error {

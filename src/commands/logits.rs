@@ -77,9 +77,15 @@ fn write_logits(engine: &mut Engine, ids: &[u32], all: bool, out: Out) -> Result
     let positions = if all { ids.len() } else { 1 };
     let wanted = if all { Wanted::All } else { Wanted::Last };
     let context = out.context();
-    let mut npy = NpyWriter::new(out, &[positions, vocab]).with_context(&context)?;
-    let mut failure = None;
-    let result = Session::new().extend(engine, ids, wanted, |_, logits| match npy.write(logits) {
+    let (mut out, mut npy, mut failure) = (Some(out), None, None);
+    // The header waits for the first logits: a prompt that can not be run leaves nothing on standard output either.
+    let mut write = |logits: &[f32]| -> io::Result<()> {
+        if let Some(out) = out.take() {
+            npy = Some(NpyWriter::new(out, &[positions, vocab])?);
+        }
+        npy.as_mut().map_or(Ok(()), |npy| npy.write(logits))
+    };
+    let result = Session::new().extend(engine, ids, wanted, |_, logits| match write(logits) {
         Ok(()) => ControlFlow::Continue(()),
         Err(e) => {
             failure = Some(e);
@@ -90,7 +96,7 @@ fn write_logits(engine: &mut Engine, ids: &[u32], all: bool, out: Out) -> Result
         Some(failure) => return Err(failure).with_context(context),
         None => result?,
     }
-    npy.finish().and_then(Out::publish).with_context(context)
+    npy.map_or(Ok(()), |npy| npy.finish().and_then(Out::publish)).with_context(context)
 }
 
 /// The residual stream before the first layer and after each: (layers + 1, positions, width).

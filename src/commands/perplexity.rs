@@ -151,7 +151,8 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
         if done < chunks {
             writeln!(terminal::stderr(), "rynd: interrupted; the logits are not saved")?;
         } else {
-            writer.finish()?.publish().with_context(|| saving(arguments))?;
+            let file = writer.finish().with_context(|| saving(arguments))?;
+            file.publish().with_context(|| saving(arguments))?;
         }
     }
     print(arguments, &score, chunks)
